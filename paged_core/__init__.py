@@ -1,0 +1,42 @@
+"""Paged KV-cache attention, to understand, to teach and to experiment with.
+
+    allocator -> sequence      who holds which block: plain Python, no tensor
+    layouts -> pool            where K and V lie
+    executors -> attention     one set of kernels, run by whatever this machine has
+    reference                  dense attention in float64: the oracle
+"""
+
+from paged_core.allocator import BlockAllocator
+from paged_core.attention import paged_attention
+from paged_core.errors import (
+    ExecutorUnavailable,
+    InvalidBlock,
+    InvalidBlockTable,
+    PagedCoreError,
+    PoolExhausted,
+    SequenceTooLong,
+)
+from paged_core.executors import available_executors
+from paged_core.layouts import PoolLayout
+from paged_core.pool import PagedPool, slot_mapping
+from paged_core.reference import attention_error_bound, dense_attention
+from paged_core.sequence import PagedSeqState, batch_tables
+
+__all__ = [
+    "BlockAllocator",
+    "ExecutorUnavailable",
+    "InvalidBlock",
+    "InvalidBlockTable",
+    "PagedCoreError",
+    "PagedPool",
+    "PagedSeqState",
+    "PoolExhausted",
+    "PoolLayout",
+    "SequenceTooLong",
+    "attention_error_bound",
+    "available_executors",
+    "batch_tables",
+    "dense_attention",
+    "paged_attention",
+    "slot_mapping",
+]

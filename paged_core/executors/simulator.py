@@ -1,0 +1,1 @@
+def why_not(): return 'not built yet'

@@ -1,0 +1,88 @@
+"""One sequence's view of the pool: its block table and its length, on the host and mirrored on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+
+import mlx.core as mx
+import numpy as np
+
+from paged_core.allocator import BlockAllocator
+from paged_core.arguments import positive
+from paged_core.errors import SequenceTooLong
+
+
+class PagedSeqState:
+    """The block table and length of one sequence.
+
+    `blocks[i]` is the physical block that holds tokens i*block_size .. (i+1)*block_size - 1; it is the host's truth, as
+    is `len`, the tokens held, which the caller advances after writing their K and V. Their device mirrors are
+
+        block_table    int32 [max_blocks_per_seq]   `blocks`, then 0 past the end
+        context_lens   int32 [1]                    `len`, as of the last `sync_context_len()`
+
+    and stay the same two arrays for the life of the sequence, so whoever holds them sees every change.
+    """
+
+    def __init__(self, block_size: int, max_blocks_per_seq: int) -> None:
+        self.block_size = positive("block_size", block_size)
+        self.max_blocks_per_seq = positive("max_blocks_per_seq", max_blocks_per_seq)
+        self.blocks: list[int] = []
+        self.len = 0
+        self.block_table = mx.zeros((self.max_blocks_per_seq,), mx.int32)
+        self.context_lens = mx.zeros((1,), mx.int32)
+
+    def __repr__(self) -> str:
+        return f"PagedSeqState({self.len} tokens in {len(self.blocks)} block(s) of {self.block_size}: {self.blocks})"
+
+    def ensure_capacity(self, allocator: BlockAllocator, target_len: int) -> None:
+        """Hold enough blocks for `target_len` tokens. Does nothing when they are held already; never gives any back.
+
+        All or none: SequenceTooLong when the table is too short for `target_len`, PoolExhausted when the allocator is
+        short of blocks, and in either case nothing has changed. Only the new entries of the mirror are written.
+        """
+        target_len = index(target_len)
+        if target_len < 0:
+            raise ValueError(f"target_len: expected a count of tokens, 0 or more, got {target_len}")
+        held = len(self.blocks)
+        needed = -(-target_len // self.block_size)
+        if needed > self.max_blocks_per_seq:
+            raise SequenceTooLong(
+                f"{target_len} tokens need {needed} blocks of {self.block_size}; the block table has "
+                f"{self.max_blocks_per_seq} entries, enough for {self.max_blocks_per_seq * self.block_size} tokens"
+            )
+        if needed <= held:
+            return
+        new_blocks = allocator.allocate_n(needed - held)
+        self.blocks += new_blocks
+        self.block_table[held:needed] = mx.array(new_blocks, mx.int32)
+
+    def sync_context_len(self) -> None:
+        """Copy `len` to its device mirror. ValueError when `len` is negative or more than the blocks held can carry."""
+        room = len(self.blocks) * self.block_size
+        if not 0 <= self.len <= room:
+            raise ValueError(f"len: expected 0 to {room} tokens ({len(self.blocks)} block(s) are held), got {self.len}")
+        self.context_lens[:] = self.len  # the whole array: no chain of pending one-entry updates
+
+    def release(self, allocator: BlockAllocator) -> None:
+        """Give every block back and become empty. InvalidBlock, and nothing changed, when one was freed already."""
+        allocator.free(self.blocks)
+        self.blocks = []
+        self.len = 0
+        self.block_table[:] = 0
+        self.context_lens[:] = 0
+
+
+def batch_tables(seqs: Sequence[PagedSeqState]) -> tuple[mx.array, mx.array]:
+    """The tables of several sequences as `paged_attention` takes them, from the host's truth.
+
+    Returns block_tables int32 [num_seqs, max_blocks], max_blocks the largest `max_blocks_per_seq`, 0 past each end, and
+    context_lens int32 [num_seqs].
+    """
+    max_blocks = max((seq.max_blocks_per_seq for seq in seqs), default=0)
+    block_tables = np.zeros((len(seqs), max_blocks), np.int32)
+    for row, seq in zip(block_tables, seqs, strict=True):
+        row[: len(seq.blocks)] = seq.blocks
+    return mx.array(block_tables), mx.array([seq.len for seq in seqs], mx.int32)
+
