@@ -127,8 +127,8 @@ def _attend(q, k, v, scale, causal, sliding_window, softcap, sinks, alibi_slopes
         spread = np.einsum("hgk,khd->hgd", p[..., :num_seen], np.abs(v_seen))
         terms.summed[i] = 2 * _gamma(2 * num_seen + 8, u) * spread
         terms.worst[i] = e.max(axis=-1, keepdims=True)
-    shape = (num_queries, num_q_heads, -1)
-    return output.reshape(q.shape), _Terms(*(term.reshape(shape) for term in terms))
+    terms = _Terms(*(term.reshape(num_queries, num_q_heads, term.shape[-1]) for term in terms))
+    return output.reshape(q.shape), terms
 
 
 def _gamma(n: int, u: float) -> float:
