@@ -1,4 +1,4 @@
-"""The accounting of reserved, used and wasted tokens: by hand, against PagedSeqState, and over a long seeded stretch."""
+"""Reserved, used and wasted tokens: by hand, against PagedSeqState, and over a long seeded stretch."""
 
 from collections import Counter
 from itertools import pairwise
@@ -40,7 +40,7 @@ def test_drawn_lengths_have_the_trace_s_own_means_and_bins(trace, prompt_mean, o
 def test_a_seed_gives_these_very_requests(conv):
     """Written down, because the numbers that the notebooks print rest on them."""
     lengths = [(r.prompt_tokens, r.output_tokens) for r in conv.draw(3, seed=0)]
-    assert lengths == SEEDED
+    assert lengths == [(971, 457), (1156, 414), (1208, 419)]
     assert conv.draw(3, seed=1) != conv.draw(3, seed=0)
     assert conv.draw(0, seed=0) == []
 
