@@ -11,6 +11,7 @@ Float64 = NDArray[np.float64]
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALLEST_SUBNORMAL = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+SMALLEST_NORMAL_FLOAT32 = 2.0**-126
 
 
 def dense_attention(
@@ -57,13 +58,18 @@ def attention_error_bound(
     1. a logit is a dot product of D terms, scaled, and perhaps capped and biased:
          |ds_i| <= gamma(D + 4) * scale * sum_d |q_d k_d|  +  8 u * (softcap + |alibi bias|)
        (tanh's slope is at most 1, so a cap never enlarges an error it is given).
-    2. a weight is exp(s_i - max): rounding the difference adds u |s_i - max|, the exponential itself at most 4 u;
-         |dw_i| / w_i <= e_i = |ds_i| + u |s_i - max| + 4 u.
-       An error in the maximum itself scales every weight alike, and cancels in the ratio below.
+    2. a weight is exp(s_i - max): rounding the difference adds u |s_i - max|, the exponential itself at most 4 u (two
+       units in its last place). An online softmax multiplies all earlier weights with one more exponential, 4 u again,
+       each time its maximum moves: at most L times. A factor common to all keys cancels in the ratio below, so it is
+       the half of those that counts, either way:
+         |dw_i| / w_i <= e_i = |ds_i| + u |s_i - max| + 4 u + 2 L u.
+       An error in the maximum itself scales every weight alike, and cancels too.
     3. the output is a ratio of two sums over L keys, in any order, with rescaling on the way (one product and one sum a
        key), each of them off by the weights' own errors:
          |do| <= (sum_i p_i e_i |v_i|  +  |o| sum_i p_i e_i)  +  2 gamma(2 L + 8) sum_i p_i |v_i|.
-    4. rounding to `dtype` adds u_dtype |o|, and half a spacing where numbers are subnormal.
+    4. what is below 2^-126, the smallest normal float32, may be flushed to zero: a weight, and for each key two
+       products and a sum: 2^-126 sum_i (|v_i| + 3).
+    5. rounding to `dtype` adds u_dtype |o|, and half a spacing where numbers are subnormal.
 
     A first-order bound; the factor exp(2 max_i e_i) in front covers the higher orders.
     """
@@ -78,7 +84,7 @@ class _Terms(NamedTuple):
 
     weighted: Float64  # sum_i p_i e_i |v_i|
     weights: Float64  # sum_i p_i e_i
-    summed: Float64  # 2 gamma(2 L + 8) sum_i p_i |v_i|
+    summed: Float64  # 2 gamma(2 L + 8) sum_i p_i |v_i|  +  2^-126 sum_i (|v_i| + 3)
     worst: Float64  # max_i e_i
 
 
@@ -121,11 +127,12 @@ def _attend(q, k, v, scale, causal, sliding_window, softcap, sinks, alibi_slopes
         ds = _gamma(head_dim + 4, u) * abs(scale) * products + 8 * u * ((softcap or 0.0) + np.abs(bias))
         if sinks is not None:
             ds = np.concatenate([ds, np.zeros_like(sinks)], axis=-1)
-        e = ds + u * np.abs(s - s_max) + 4 * u
+        e = ds + u * np.abs(s - s_max) + (4 + 2 * num_seen) * u
         terms.weighted[i] = np.einsum("hgk,khd->hgd", (p * e)[..., :num_seen], np.abs(v_seen))
         terms.weights[i] = (p * e).sum(axis=-1, keepdims=True)
         spread = np.einsum("hgk,khd->hgd", p[..., :num_seen], np.abs(v_seen))
-        terms.summed[i] = 2 * _gamma(2 * num_seen + 8, u) * spread
+        flushed = SMALLEST_NORMAL_FLOAT32 * (np.abs(v_seen).sum(axis=0) + 3 * num_seen)  # [kv head, D]
+        terms.summed[i] = 2 * _gamma(2 * num_seen + 8, u) * spread + flushed[:, None]
         terms.worst[i] = e.max(axis=-1, keepdims=True)
     terms = _Terms(*(term.reshape(num_queries, num_q_heads, term.shape[-1]) for term in terms))
     return output.reshape(q.shape), terms
