@@ -1,9 +1,9 @@
 """Paged KV-cache attention, to understand, to teach and to experiment with.
 
-    allocator -> sequence      who holds which block: plain Python, no tensor
-    layouts -> pool            where K and V lie
-    executors -> attention     one set of kernels, run by whatever this machine has
-    reference                  dense attention in float64: the oracle
+allocator -> sequence      who holds which block: plain Python, no tensor
+layouts -> pool            where K and V lie
+executors -> attention     one set of kernels, run by whatever this machine has
+reference                  dense attention in float64: the oracle
 """
 
 from paged_core.allocator import BlockAllocator

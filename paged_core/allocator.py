@@ -60,7 +60,7 @@ class BlockAllocator:
         return self.allocate_n(1)[0]
 
     def allocate_n(self, n: int) -> list[int]:
-        """`n` blocks in the order they leave the stack, one reference each. All or none: PoolExhausted takes nothing."""
+        """`n` blocks in the order they leave the stack, one reference each. All or none: PoolExhausted takes none."""
         n = index(n)
         if n < 0:
             raise ValueError(f"n: expected a count of blocks, 0 or more, got {n}")

@@ -61,7 +61,7 @@ class PagedCase:
         """The rows of q, and of the output, that belong to a sequence."""
         if self.query_start_loc is None:
             return slice(seq, seq + 1)
-        start, stop = self.query_start_loc[seq : seq + 2].tolist()
+        start, stop = np.asarray(self.query_start_loc)[seq : seq + 2].tolist()
         return slice(start, stop)
 
     def oracle(self) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -129,7 +130,7 @@ class PagedPool:
 
     def copy_blocks(self, src: Sequence[int], dst: Sequence[int]) -> None:
         """Copy block src[i] to block dst[i], K and V of every layer. All are read before any is written, so a block
-        may be in both lists. InvalidBlock for a block out of range or a destination listed twice; then nothing is copied.
+        may be in both lists. InvalidBlock, and nothing copied, for a block out of range or a destination listed twice.
         """
         src, dst = self._checked_blocks("src", src), self._checked_blocks("dst", dst)
         if len(src) != len(dst):
@@ -215,7 +216,7 @@ def slot_mapping(
         starts = as_host_ints("query_start_loc", query_start_loc)
     check_query_starts(starts)
     slots = np.empty(int(starts[-1]), np.int32)
-    for seq, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for seq, (start, stop) in enumerate(pairwise(starts)):
         positions = np.arange(contexts[seq] - (stop - start), contexts[seq])
         if positions.size and positions[0] < 0:
             raise ValueError(f"context_lens[{seq}]: expected {stop - start} tokens or more, got {contexts[seq]}")

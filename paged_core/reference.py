@@ -29,8 +29,8 @@ def dense_attention(
     """Attention of one sequence, every step as the textbook has it.
 
     q [Lq, Hq, D], k and v [Lk, Hkv, D], any real dtype; returns float64 [Lq, Hq, D]. The queries sit at the end of the
-    context: query i has position Lk - Lq + i. The options mean what they mean in `paged_attention`. A query that sees no
-    key gives zeros. Keys and values that a query does not see are never touched, so NaN in them does not reach it.
+    context: query i has position Lk - Lq + i. The options mean what they mean in `paged_attention`. A query that sees
+    no key gives zeros. Keys and values that a query does not see are never touched, so NaN in them does not reach it.
 
     ValueError for shapes that do not fit. Source: Vaswani et al. 2017; GQA: Ainslie et al. 2023.
     """
@@ -50,10 +50,10 @@ def attention_error_bound(
     sinks: ArrayLike | None = None,
     alibi_slopes: ArrayLike | None = None,
 ) -> Float64:
-    """How far a kernel that accumulates in float32 and stores `dtype` may lie from `dense_attention`, element by element.
+    """How far a kernel that accumulates in float32 and stores `dtype` may lie from `dense_attention`, by element.
 
     Takes the *stored* (already rounded) inputs of `dense_attention`; returns float64 [Lq, Hq, D]. `dtype` is "float32",
-    "float16" or "bfloat16". Derived, not tuned; u = 2^-24, gamma(n) = n u / (1 - n u) (Higham 2002, section 3.1), L keys:
+    "float16" or "bfloat16". Derived, not tuned; u = 2^-24, gamma(n) = n u / (1 - n u) (Higham 2002, 3.1), L keys:
 
     1. a logit is a dot product of D terms, scaled, and perhaps capped and biased:
          |ds_i| <= gamma(D + 4) * scale * sum_d |q_d k_d|  +  8 u * (softcap + |alibi bias|)
@@ -80,7 +80,7 @@ def attention_error_bound(
 
 
 class _Terms(NamedTuple):
-    """What the bound is made of, for every query and head; [Lq, Hq, D], or [Lq, Hq, 1] where the dim does not matter."""
+    """What the bound is made of, for every query and head: [Lq, Hq, D], or [Lq, Hq, 1] where dims do not differ."""
 
     weighted: Float64  # sum_i p_i e_i |v_i|
     weights: Float64  # sum_i p_i e_i

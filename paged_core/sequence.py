@@ -85,4 +85,3 @@ def batch_tables(seqs: Sequence[PagedSeqState]) -> tuple[mx.array, mx.array]:
     for row, seq in zip(block_tables, seqs, strict=True):
         row[: len(seq.blocks)] = seq.blocks
     return mx.array(block_tables), mx.array([seq.len for seq in seqs], mx.int32)
-

@@ -1,0 +1,57 @@
+# Every command makes .venv when it is not there yet, and nothing outside this folder is touched.
+# GNU make 3.81, which is what a Mac has, is enough.
+
+VENV = .venv
+PYTHON =#          the Python to make .venv with; the newest on PATH unless given
+PORT = 8888
+HOST = localhost#  0.0.0.0 in a container whose port is published
+NOTEBOOKS = notebooks/*.ipynb
+
+python = $(VENV)/bin/python
+ready = $(VENV)/ready
+
+.PHONY: help lab test demo notebooks lint soak clean
+
+help:
+	@echo 'make lab         open the tour in JupyterLab (PORT=8888 HOST=localhost)'
+	@echo 'make test        unit tests, and every notebook, compared with what it shows here'
+	@echo 'make demo        ten seconds in the terminal, no browser'
+	@echo 'make notebooks   run every notebook again, in place (NOTEBOOKS=notebooks/03*.ipynb for some)'
+	@echo 'make lint        ruff and mypy'
+	@echo 'make soak        the long tests'
+	@echo 'make clean       remove .venv and every cache in this folder'
+
+lab: $(ready)
+	exec $(python) -m jupyterlab --allow-root --ip=$(HOST) --port=$(PORT) \
+	    --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+
+test: $(ready)
+	$(python) -m pytest -n auto --maxprocesses=8 --dist loadscope \
+	    --nbval --nbval-current-env --nbval-cell-timeout=120 tests notebooks
+
+demo: $(ready)
+	@$(python) -m paged_core demo
+
+notebooks: $(ready)
+	$(python) tools/notebooks.py $(NOTEBOOKS)
+
+lint: $(ready)
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+soak: $(ready)
+	$(python) -m pytest -m soak tests
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
+
+$(ready): pyproject.toml tools/make_venv.sh
+	@PYTHON='$(strip $(PYTHON))' sh tools/make_venv.sh $(VENV)
+	@echo 'Installing into $(VENV); the first time takes a minute or two.'
+	@$(python) -m pip install -qq --editable '.[lab,test,lint]' || { echo 'The installation failed (see above). It needs\
+	 the network, and MLX needs a Mac with Apple silicon, or Linux with glibc 2.35 or newer (Ubuntu 22.04, Debian 12).' >&2;\
+	 exit 1; }
+	@touch $@
