@@ -1,0 +1,89 @@
+"""The visual language: one colour and one mark for each sequence, the same in every figure.
+
+Colour alone is not enough: one reader in twelve confuses some hues, a printer knows grey only, and a projector washes
+out. So sequence A is orange *and* plain *and* lettered "A"; B is sky blue *and* hatched *and* lettered "B"; and so on.
+The colours are Okabe and Ito's (2008), chosen to be told apart by colour-blind eyes; matplotlib calls them okabe_ito.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+PATTERNS = (
+    "plain",
+    "rising",
+    "dots",
+    "level",
+    "falling",
+    "cross",
+    "upright",
+    "grid",
+)  # eight: coprime with the colours
+HATCHES = ("", "//", "..", "--", "\\\\", "xx", "||", "++")  # matplotlib's names for the same patterns
+MARKERS = ("o", "s", "^", "D", "v", "X", "P", "*")
+LINESTYLES = ("-", "--", ":", "-.", (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (1, 2)), (0, (8, 2, 2, 2)))
+
+
+class Theme(NamedTuple):
+    """The colours of everything that is not a sequence."""
+
+    paper: str  # what the figure is drawn on
+    ink: str  # text and outlines
+    muted: str  # secondary text, rulers, free blocks
+    faint: str  # fills that must not attract the eye
+    danger: str  # NaN, refusals, stale entries
+
+
+LIGHT = Theme(paper="#FFFFFF", ink="#1A1A1A", muted="#5C5C5C", faint="#EEEEEE", danger="#B3002D")
+DARK = Theme(paper="#111111", ink="#F2F2F2", muted="#ABABAB", faint="#2B2B2B", danger="#FF7A90")
+
+CACHED_COLOR = "#B8B8B8"  # a block that only the prefix cache keeps
+WASTED_COLOR = "#8A8A8A"  # memory that is reserved and holds nothing
+
+
+class SequenceStyle(NamedTuple):
+    """How sequence number `index` looks, wherever it is drawn."""
+
+    index: int
+    letter: str  # A, B, ... Z, AA, ...
+    color: str  # fill
+    on_color: str  # text on that fill, contrast 4.5 or better
+    pattern: str  # one of PATTERNS, in SVG
+    hatch: str  # the same in matplotlib
+    marker: str
+    linestyle: str | tuple
+
+
+def sequence_style(index: int) -> SequenceStyle:
+    """The look of the sequence with this number (0, 1, ...). Colour and mark together repeat after 56 sequences."""
+    if index < 0:
+        raise ValueError(f"index: expected the number of a sequence, 0 or more, got {index}")
+    color, mark = COLORS[index % len(COLORS)], index % len(PATTERNS)
+    on_color = max("#000000", "#FFFFFF", key=lambda text: contrast(text, color))
+    return SequenceStyle(
+        index, letter(index), color, on_color, PATTERNS[mark], HATCHES[mark], MARKERS[mark], LINESTYLES[mark]
+    )
+
+
+def letter(index: int) -> str:
+    """A, B, ..., Z, AA, AB, ...: the name of sequence number `index`."""
+    name = ""
+    index += 1
+    while index:
+        index, digit = divmod(index - 1, 26)
+        name = chr(ord("A") + digit) + name
+    return name
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of "#RRGGBB", 0 (black) to 1 (white). Source: WCAG 2.2."""
+    channels = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours, 1 to 21; text needs 4.5, a line or a large letter 3. Source: WCAG 2.2."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
