@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from operator import index
 
 from paged_core.errors import InvalidBlock, PoolExhausted
+from paged_core.scalars import integer
 
 
 class BlockAllocator:
@@ -21,9 +21,7 @@ class BlockAllocator:
     """
 
     def __init__(self, num_blocks: int) -> None:
-        num_blocks = index(num_blocks)
-        if num_blocks < 0:
-            raise ValueError(f"num_blocks: expected a count of blocks, 0 or more, got {num_blocks}")
+        num_blocks = integer("num_blocks", num_blocks, at_least=0)
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: its end is its top, so block 0 leaves first
         self._ref_counts = [0] * num_blocks
         self._peak_in_use = 0
@@ -61,9 +59,7 @@ class BlockAllocator:
 
     def allocate_n(self, n: int) -> list[int]:
         """`n` blocks in the order they leave the stack, one reference each. All or none: PoolExhausted takes none."""
-        n = index(n)
-        if n < 0:
-            raise ValueError(f"n: expected a count of blocks, 0 or more, got {n}")
+        n = integer("n", n, at_least=0)
         if n > len(self._free):
             raise PoolExhausted(needed=n, free=self.free_count, capacity=self.capacity)
         blocks = [self._free.pop() for _ in range(n)]
@@ -99,7 +95,7 @@ class BlockAllocator:
                 self._free.append(block)
 
     def _existing(self, block: int) -> int:
-        block = index(block)
+        block = integer("block", block)
         if not 0 <= block < self.capacity:  # Python's own -1 would quietly mean the last block
             raise InvalidBlock(f"block {block} does not exist: ids run from 0 to {self.capacity - 1}")
         return block

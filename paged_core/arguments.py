@@ -1,24 +1,12 @@
-"""Checks of what a caller passed: every refusal names the argument, what was expected and what came."""
+"""Checks of the arrays a caller passed: every refusal names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-
-
-def positive(name: str, value: int) -> int:
-    """`value` as an int of 1 or more. TypeError when it is no integer, ValueError when it is too small."""
-    try:
-        value = index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected a positive integer, got {value!r}") from None
-    if value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value}")
-    return value
 
 
 def check_shape(name: str, x: mx.array, expected: tuple[int | str, ...]) -> None:
@@ -38,10 +26,12 @@ def check_dtype(name: str, x: mx.array, expected: mx.Dtype) -> None:
 
 def as_host_ints(name: str, x: mx.array | NDArray | Sequence[int]) -> NDArray[np.integer]:
     """The integers of `x` on the host; for an mlx array this waits until they have been computed."""
+    if isinstance(x, mx.array) and not mx.issubdtype(x.dtype, mx.integer):
+        raise TypeError(f"{name}: expected integers, got {x.dtype}")
     values = np.asarray(x)
     if values.size and values.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {values.dtype}")
-    return values.astype(np.int64, copy=False)
+    return values.astype(np.int64)  # a copy: a view of MLX's memory must not outlive this call
 
 
 def check_query_starts(starts: NDArray[np.integer], num_tokens: int | None = None) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from paged_core import executors
-from paged_core.arguments import as_host_ints, check_dtype, check_query_starts, check_shape, positive
+from paged_core.arguments import as_host_ints, check_dtype, check_query_starts, check_shape
 from paged_core.errors import InvalidBlockTable
 from paged_core.layouts import Geometry, PoolLayout
+from paged_core.scalars import finite, positive
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -126,18 +126,17 @@ def checked_call(
             check_shape(name, x, (num_q_heads,))
             check_dtype(name, x, mx.float32)
     if sliding_window is not None:
-        sliding_window = positive("sliding_window", sliding_window)
-    if softcap is not None and not (softcap > 0 and isfinite(softcap)):
-        raise ValueError(f"softcap: expected a positive number, got {softcap}")
-    if scale is None:
-        scale = head_dim**-0.5
-    elif not isfinite(scale):
-        raise ValueError(f"scale: expected a finite number, got {scale}")
+        sliding_window = min(positive("sliding_window", sliding_window), 2**31 - 1)  # contexts are int32: all is seen
+    if softcap is not None:
+        softcap = finite("softcap", softcap)
+        if softcap <= 0:
+            raise ValueError(f"softcap: expected a positive number, got {softcap}")
+    scale = head_dim**-0.5 if scale is None else finite("scale", scale)
     if check:
         _check_values(num_tokens, block_tables, context_lens, query_start_loc, geometry)
     return AttentionCall(
-        q, k_pool, v_pool, block_tables, context_lens, query_start_loc, float(scale), layout, geometry,
-        sliding_window, None if softcap is None else float(softcap), sinks, alibi_slopes,
+        q, k_pool, v_pool, block_tables, context_lens, query_start_loc, scale, layout, geometry,
+        sliding_window, softcap, sinks, alibi_slopes,
     )  # fmt: skip
 
 

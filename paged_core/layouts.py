@@ -10,6 +10,8 @@ from enum import Enum
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
+
 X_BYTES = 16  # X_SPLIT keeps this many bytes of a head vector together: one 128-bit load
 
 
@@ -94,10 +96,11 @@ class PoolLayout(Enum):
         Worked: HND, 2 heads, block_size 4, head_dim 8: block 5, head 1, token 2, dim 3 is element
         ((5*2 + 1)*4 + 2)*8 + 3 = 371.
         """
-        x = X_BYTES // itemsize
         at = {"block": block, "head": head, "token": token, "dim": dim, "kv": _which(which)}
+        # Real pools exceed 2^31 elements: offsets computed in the int32 of a block table would wrap.
+        at = {axis: i if isinstance(i, int) else np.asarray(i).astype(np.int64) for axis, i in at.items()}
         if "group" in self.axes(which):
-            at |= {"group": dim // x, "dim": dim % x}
+            at["group"], at["dim"] = divmod(at["dim"], X_BYTES // itemsize)
         return sum(at[axis] * stride for axis, stride in self.strides(which, geometry, itemsize).items())
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 
-from paged_core.arguments import as_host_ints, check_dtype, check_query_starts, check_shape, positive
+from paged_core.arguments import as_host_ints, check_dtype, check_query_starts, check_shape
 from paged_core.errors import InvalidBlock, InvalidBlockTable
 from paged_core.layouts import X_BYTES, Geometry, PoolLayout
+from paged_core.scalars import integer, positive
 
 POOL_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+MAX_SLOT = 2**31 - 1  # slots are int32
 
 
 class PagedPool:
@@ -42,18 +43,18 @@ class PagedPool:
         self.num_kv_heads = positive("num_kv_heads", num_kv_heads)
         self.block_size = positive("block_size", block_size)
         self.head_dim = positive("head_dim", head_dim)
-        if head_dim % 8 or head_dim > 512:
+        if self.head_dim % 8 or self.head_dim > 512:
             raise ValueError(f"head_dim: expected a multiple of 8 up to 512, got {head_dim}")
-        if num_blocks * block_size > 2**31 - 1:
-            raise ValueError(f"num_blocks * block_size: expected fewer than 2^31 slots, got {num_blocks * block_size}")
+        if self.num_slots > MAX_SLOT:
+            raise ValueError(f"num_blocks * block_size: expected fewer than 2^31 slots, got {self.num_slots}")
         if dtype not in POOL_DTYPES:
             raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
         if not isinstance(layout, PoolLayout):
             raise TypeError(f"layout: expected one of {[x.name for x in PoolLayout]}, got {layout!r}")
         self.dtype, self.layout = dtype, layout
         k_shape, v_shape = layout.shapes(self.geometry, dtype.size)
-        self._k = [mx.zeros(k_shape, dtype) for _ in range(num_layers)]
-        self._v = self._k if self._one_array else [mx.zeros(v_shape, dtype) for _ in range(num_layers)]
+        self._k = [mx.zeros(k_shape, dtype) for _ in range(self.num_layers)]
+        self._v = self._k if self._one_array else [mx.zeros(v_shape, dtype) for _ in range(self.num_layers)]
         mx.eval(self._k, self._v)
 
     def __repr__(self) -> str:
@@ -65,6 +66,11 @@ class PagedPool:
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.num_blocks, self.num_kv_heads, self.block_size, self.head_dim)
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens that a layer has room for."""
+        return self.num_blocks * self.block_size
 
     @property
     def nbytes(self) -> int:
@@ -97,9 +103,12 @@ class PagedPool:
             check_shape(name, x, (slot_mapping.size, self.num_kv_heads, self.head_dim))
             check_dtype(name, x, self.dtype)
         if check:
-            self._check_distinct("slot_mapping", "slot", slot_mapping, self.num_blocks * self.block_size)
+            self._check_distinct("slot_mapping", "slot", slot_mapping, self.num_slots)
         if slot_mapping.size == 0:
             return
+        # Computed before the pool is touched: should they fail, nothing is half written, and should they read the pool,
+        # its pending reader is gone.
+        mx.eval(k, v, slot_mapping)
         block, token = slot_mapping // self.block_size, slot_mapping % self.block_size
         for which, pool, x in (("k", self._k[layer], k), ("v", self._v[layer], v)):
             index = self._head_vectors(which, block, token)
@@ -117,8 +126,8 @@ class PagedPool:
         """
         layer = self._checked_layer(layer)
         blocks = self._checked_blocks("blocks", blocks)
-        room = len(blocks) * self.block_size
-        if not 0 <= length <= room:
+        length, room = integer("length", length, at_least=0), len(blocks) * self.block_size
+        if length > room:
             raise InvalidBlockTable(f"length: expected 0 to {room} tokens in {len(blocks)} block(s), got {length}")
         slots = mx.arange(length)
         block, token = mx.array(blocks, mx.int32)[slots // self.block_size], slots % self.block_size
@@ -164,12 +173,16 @@ class PagedPool:
                 return block[:, None, None], heads[:, None], inner, token[:, None, None]
 
     def _checked_layer(self, layer: int) -> int:
+        layer = integer("layer", layer)
         if not 0 <= layer < self.num_layers:
             raise ValueError(f"layer: expected 0 to {self.num_layers - 1}, got {layer}")
         return layer
 
     def _checked_blocks(self, name: str, blocks: Sequence[int]) -> list[int]:
-        blocks = as_host_ints(name, blocks).tolist()
+        blocks = as_host_ints(name, blocks)
+        if blocks.ndim != 1:
+            raise ValueError(f"{name}: expected a list of blocks, got shape {list(blocks.shape)}")
+        blocks = blocks.tolist()
         for i, block in enumerate(blocks):
             if not 0 <= block < self.num_blocks:
                 raise InvalidBlock(f"{name}[{i}]: expected a block from 0 to {self.num_blocks - 1}, got {block}")
@@ -198,7 +211,7 @@ def slot_mapping(
     so their slots are 8 and 9.
 
     ValueError when a sequence has fewer tokens than are to be written; InvalidBlockTable when it has more than its
-    table has room for, or a negative entry among those in use.
+    table has room for, or when an entry to be used is negative or so large that its slots exceed int32.
     """
     block_size = positive("block_size", block_size)
     check_shape("block_tables", block_tables, ("num_seqs", "max_blocks"))
@@ -215,17 +228,23 @@ def slot_mapping(
         check_dtype("query_start_loc", query_start_loc, mx.int32)
         starts = as_host_ints("query_start_loc", query_start_loc)
     check_query_starts(starts)
-    slots = np.empty(int(starts[-1]), np.int32)
-    for seq, (start, stop) in enumerate(pairwise(starts)):
-        positions = np.arange(contexts[seq] - (stop - start), contexts[seq])
-        if positions.size and positions[0] < 0:
-            raise ValueError(f"context_lens[{seq}]: expected {stop - start} tokens or more, got {contexts[seq]}")
-        if contexts[seq] > max_blocks * block_size:
-            raise InvalidBlockTable(
-                f"context_lens[{seq}]: {contexts[seq]} tokens do not fit in {max_blocks} blocks of {block_size}"
-            )
-        blocks = tables[seq, positions // block_size]
-        if (blocks < 0).any():
-            raise InvalidBlockTable(f"block_tables[{seq}]: expected blocks of 0 or more, got {blocks.min()}")
-        slots[start:stop] = blocks * block_size + positions % block_size
-    return mx.array(slots)
+    num_queries = np.diff(starts)
+    for seq in np.flatnonzero(contexts < num_queries):
+        raise ValueError(
+            f"context_lens[{seq}]: expected at least the {num_queries[seq]} token(s) to be written, got {contexts[seq]}"
+        )
+    for seq in np.flatnonzero(contexts > max_blocks * block_size):
+        raise InvalidBlockTable(
+            f"context_lens[{seq}]: {contexts[seq]} tokens do not fit in {max_blocks} blocks of {block_size}"
+        )
+    seq_of_token = np.repeat(np.arange(num_seqs), num_queries)
+    positions = (contexts - starts[1:])[seq_of_token] + np.arange(starts[-1])
+    entries, offsets = np.divmod(positions, block_size)
+    blocks = tables[seq_of_token, entries]
+    slots = blocks * block_size + offsets
+    for token in np.flatnonzero((blocks < 0) | (slots > MAX_SLOT)):
+        raise InvalidBlockTable(
+            f"block_tables[{seq_of_token[token]}, {entries[token]}]: expected a block from 0 to "
+            f"{(MAX_SLOT + 1) // block_size - 1}, got {blocks[token]}"
+        )
+    return mx.array(slots.astype(np.int32))

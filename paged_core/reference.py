@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from paged_core.scalars import finite, positive
+
 Float64 = NDArray[np.float64]
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -32,7 +34,7 @@ def dense_attention(
     context: query i has position Lk - Lq + i. The options mean what they mean in `paged_attention`. A query that sees
     no key gives zeros. Keys and values that a query does not see are never touched, so NaN in them does not reach it.
 
-    ValueError for shapes that do not fit. Source: Vaswani et al. 2017; GQA: Ainslie et al. 2023.
+    ValueError for shapes and options that do not fit. Source: Vaswani et al. 2017; GQA: Ainslie et al. 2023.
     """
     return _attend(q, k, v, scale, causal, sliding_window, softcap, sinks, alibi_slopes)[0]
 
@@ -73,6 +75,8 @@ def attention_error_bound(
 
     A first-order bound; the factor exp(2 max_i e_i) in front covers the higher orders.
     """
+    if dtype not in UNIT_ROUNDOFF:
+        raise ValueError(f"dtype: expected one of {', '.join(UNIT_ROUNDOFF)}, got {dtype!r}")
     output, terms = _attend(q, k, v, scale, causal, sliding_window, softcap, sinks, alibi_slopes, with_terms=True)
     accumulated = terms.weighted + np.abs(output) * terms.weights + terms.summed
     bound = np.exp(2 * terms.worst) * accumulated
@@ -92,6 +96,7 @@ def _attend(q, k, v, scale, causal, sliding_window, softcap, sinks, alibi_slopes
     """The output, and the terms of the bound where asked for. Query by query: each sees one contiguous run of keys."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     _check_shapes(q, k, v, causal)
+    _check_features(q.shape[1], sliding_window, softcap, sinks, alibi_slopes)
     (num_queries, num_q_heads, head_dim), (num_keys, num_kv_heads, _) = q.shape, k.shape
     scale = head_dim**-0.5 if scale is None else scale
     slopes = None if alibi_slopes is None else np.asarray(alibi_slopes, np.float64).reshape(num_kv_heads, -1, 1)
@@ -111,7 +116,7 @@ def _attend(q, k, v, scale, causal, sliding_window, softcap, sinks, alibi_slopes
         k_seen, v_seen = k[start:stop], v[start:stop]  # [seen, kv head, D]
         s = scale * np.einsum("hgd,khd->hgk", q_i, k_seen)
         bias = np.zeros(stop - start) if slopes is None else slopes * (position - np.arange(start, stop))
-        if softcap:
+        if softcap is not None:
             s = softcap * np.tanh(s / softcap)
         s = s - bias
         if sinks is not None:  # one more logit, whose value is zero
@@ -127,7 +132,8 @@ def _attend(q, k, v, scale, causal, sliding_window, softcap, sinks, alibi_slopes
         ds = _gamma(head_dim + 4, u) * abs(scale) * products + 8 * u * ((softcap or 0.0) + np.abs(bias))
         if sinks is not None:
             ds = np.concatenate([ds, np.zeros_like(sinks)], axis=-1)
-        e = ds + u * np.abs(s - s_max) + (4 + 2 * num_seen) * u
+        below_max = np.where(p > 0, s_max - s, 0)  # a weight of zero, such as that of a sink of -inf, is exact
+        e = ds + u * below_max + (4 + 2 * num_seen) * u
         terms.weighted[i] = np.einsum("hgk,khd->hgd", (p * e)[..., :num_seen], np.abs(v_seen))
         terms.weights[i] = (p * e).sum(axis=-1, keepdims=True)
         spread = np.einsum("hgk,khd->hgd", p[..., :num_seen], np.abs(v_seen))
@@ -153,3 +159,13 @@ def _check_shapes(q: Float64, k: Float64, v: Float64, causal: bool) -> None:
         raise ValueError(f"q: expected heads in a multiple of the {k.shape[1]} of k and v, got {q.shape[1]}")
     if causal and 0 < k.shape[0] < q.shape[0]:
         raise ValueError(f"q: expected at most the {k.shape[0]} tokens of its context, got {q.shape[0]}")
+
+
+def _check_features(num_q_heads: int, sliding_window, softcap, sinks, alibi_slopes) -> None:
+    if sliding_window is not None:
+        positive("sliding_window", sliding_window)
+    if softcap is not None and finite("softcap", softcap) <= 0:
+        raise ValueError(f"softcap: expected a positive number, got {softcap}")
+    for name, x in (("sinks", sinks), ("alibi_slopes", alibi_slopes)):
+        if x is not None and np.shape(x) != (num_q_heads,):
+            raise ValueError(f"{name}: expected shape [{num_q_heads}], got {list(np.shape(x))}")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import index
+from collections.abc import Iterable
 
 import mlx.core as mx
 import numpy as np
 
 from paged_core.allocator import BlockAllocator
-from paged_core.arguments import positive
 from paged_core.errors import SequenceTooLong
+from paged_core.scalars import integer, positive
 
 
 class PagedSeqState:
@@ -42,9 +41,7 @@ class PagedSeqState:
         All or none: SequenceTooLong when the table is too short for `target_len`, PoolExhausted when the allocator is
         short of blocks, and in either case nothing has changed. Only the new entries of the mirror are written.
         """
-        target_len = index(target_len)
-        if target_len < 0:
-            raise ValueError(f"target_len: expected a count of tokens, 0 or more, got {target_len}")
+        target_len = integer("target_len", target_len, at_least=0)
         held = len(self.blocks)
         needed = -(-target_len // self.block_size)
         if needed > self.max_blocks_per_seq:
@@ -57,13 +54,11 @@ class PagedSeqState:
         new_blocks = allocator.allocate_n(needed - held)
         self.blocks += new_blocks
         self.block_table[held:needed] = mx.array(new_blocks, mx.int32)
+        mx.async_eval(self.block_table)  # under way now: updates that nobody asks for would pile up as one long graph
 
     def sync_context_len(self) -> None:
         """Copy `len` to its device mirror. ValueError when `len` is negative or more than the blocks held can carry."""
-        room = len(self.blocks) * self.block_size
-        if not 0 <= self.len <= room:
-            raise ValueError(f"len: expected 0 to {room} tokens ({len(self.blocks)} block(s) are held), got {self.len}")
-        self.context_lens[:] = self.len  # the whole array: no chain of pending one-entry updates
+        self.context_lens[:] = self._checked_len()  # the whole array: no chain of pending one-entry updates
 
     def release(self, allocator: BlockAllocator) -> None:
         """Give every block back and become empty. InvalidBlock, and nothing changed, when one was freed already."""
@@ -73,15 +68,24 @@ class PagedSeqState:
         self.block_table[:] = 0
         self.context_lens[:] = 0
 
+    def _checked_len(self) -> int:
+        """`len`, which anybody may set, once it is sure that the blocks held have room for it."""
+        length, room = integer("len", self.len), len(self.blocks) * self.block_size
+        if not 0 <= length <= room:
+            raise ValueError(f"len: expected 0 to {room} tokens ({len(self.blocks)} block(s) are held), got {length}")
+        return length
 
-def batch_tables(seqs: Sequence[PagedSeqState]) -> tuple[mx.array, mx.array]:
+
+def batch_tables(seqs: Iterable[PagedSeqState]) -> tuple[mx.array, mx.array]:
     """The tables of several sequences as `paged_attention` takes them, from the host's truth.
 
     Returns block_tables int32 [num_seqs, max_blocks], max_blocks the largest `max_blocks_per_seq`, 0 past each end, and
-    context_lens int32 [num_seqs].
+    context_lens int32 [num_seqs]. ValueError for a sequence whose `len` is more than its blocks can carry: what lies
+    past them belongs to somebody else.
     """
+    seqs = list(seqs)
     max_blocks = max((seq.max_blocks_per_seq for seq in seqs), default=0)
     block_tables = np.zeros((len(seqs), max_blocks), np.int32)
     for row, seq in zip(block_tables, seqs, strict=True):
         row[: len(seq.blocks)] = seq.blocks
-    return mx.array(block_tables), mx.array([seq.len for seq in seqs], mx.int32)
+    return mx.array(block_tables), mx.array([seq._checked_len() for seq in seqs], mx.int32)

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from paged_core.allocator import BlockAllocator
-from paged_core.arguments import positive
 from paged_core.errors import PoolExhausted
+from paged_core.scalars import positive
 
 
 class Request(NamedTuple):
