@@ -37,3 +37,7 @@ class InvalidBlockTable(PagedCoreError, ValueError):
 
 class ExecutorUnavailable(PagedCoreError):
     """An executor that exists but cannot run on this machine; the message says why."""
+
+
+class KernelError(PagedCoreError):
+    """A kernel that does not compile, or that the simulator caught at something; the message says what and where."""

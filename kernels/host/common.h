@@ -1,0 +1,104 @@
+// What a C++ compiler needs to read the .metal files as they are: Metal's types, address spaces and functions.
+// The kernels' text goes into namespace msl, where these names hide the C library's.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifndef device  // a strict build gives each address space its own meaning before it comes here
+#define device
+#define constant
+#define threadgroup
+#endif
+#define thread
+#define kernel
+
+namespace msl {
+
+typedef uint32_t uint;
+struct uint3 {
+  uint x, y, z;
+};
+enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+
+#if defined(__clang__) && defined(__FLT16_MAX__)
+typedef _Float16 half;
+#else
+// g++ 12 converts _Float16 one number at a time. These integer steps are vectorised: shift exponent and fraction into a
+// float's place, multiply the exponent's bias right (which normalises subnormals too), and put infinity and NaN back.
+struct half {
+  uint16_t bits;
+  half() = default;
+  explicit half(float value);
+  operator float() const {
+    const uint32_t magnitude = uint32_t(bits & 0x7fff) << 13;
+    const uint32_t all_ones = magnitude >= 0x0f800000 ? 0x70000000 : 0;  // exponent 31: to 255
+    float scaled;
+    std::memcpy(&scaled, &magnitude, 4);
+    scaled *= 0x1p112f;
+    uint32_t result;
+    std::memcpy(&result, &scaled, 4);
+    result |= all_ones | uint32_t(bits & 0x8000) << 16;
+    float value;
+    std::memcpy(&value, &result, 4);
+    return value;
+  }
+};
+inline half::half(float value) {
+  const _Float16 rounded = _Float16(value);
+  std::memcpy(&bits, &rounded, 2);
+}
+#endif
+
+#if defined(__clang__) && defined(PAGED_NATIVE_BFLOAT)
+typedef __bf16 bfloat;
+#else
+struct bfloat {
+  uint16_t bits;
+  bfloat() = default;
+  explicit bfloat(float value) {  // to the nearest, ties to even
+    uint32_t x;
+    std::memcpy(&x, &value, 4);
+    const uint32_t rounded = (x + 0x7fff + (x >> 16 & 1)) >> 16;
+    bits = uint16_t(value != value ? 0x7fc0 : rounded);
+  }
+  operator float() const {
+    const uint32_t x = uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &x, 4);
+    return value;
+  }
+};
+#endif
+typedef half float16_t;
+typedef bfloat bfloat16_t;
+
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a < b ? b : a; }
+inline float max(float a, float b) { return a < b ? b : a; }
+
+// e^x to about one unit in the last place, written so that a loop of it becomes vector code, which a call of the C
+// library's would not: x = n ln 2 + r, |r| <= ln 2 / 2, e^r by its Taylor polynomial, 2^n in two factors so that the
+// smallest results are subnormal rather than 0. The fmas also keep the compiler from regrouping the reduction.
+inline float exp(float x) {
+  x = x < -105.0f ? -105.0f : x > 89.0f ? 89.0f : x;  // beyond are 0 and infinity; NaN passes both tests
+  const float n = __builtin_rintf(x * 1.44269504f);
+  float r = __builtin_fmaf(n, -0.693145752f, x);
+  r = __builtin_fmaf(n, -1.42860677e-6f, r);
+  float p = 1.0f / 5040;
+  p = __builtin_fmaf(p, r, 1.0f / 720);
+  p = __builtin_fmaf(p, r, 1.0f / 120);
+  p = __builtin_fmaf(p, r, 1.0f / 24);
+  p = __builtin_fmaf(p, r, 1.0f / 6);
+  p = __builtin_fmaf(p, r, 0.5f);
+  p = __builtin_fmaf(p, r, 1.0f);
+  p = __builtin_fmaf(p, r, 1.0f);
+  const int whole = int(n), half_of_it = whole >> 1;
+  const uint32_t bits[2] = {uint32_t(half_of_it + 127) << 23, uint32_t(whole - half_of_it + 127) << 23};
+  float a, b;
+  std::memcpy(&a, &bits[0], 4);
+  std::memcpy(&b, &bits[1], 4);
+  return p * a * b;
+}
+
+}  // namespace msl
