@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paged_core.allocator import BlockAllocator
 from paged_core.errors import PoolExhausted
@@ -70,13 +71,8 @@ class LengthHistogram:
         return [Request(i, *row) for i, row in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
 
 
-class Span(NamedTuple):
-    """Neighbouring token slots that one request holds, the first `used` of them written."""
-
-    request: int
-    start: int
-    tokens: int
-    used: int
+# Neighbouring token slots that one request holds, the first `used` of them written.
+SPAN = np.dtype([("request", np.int32), ("start", np.int32), ("tokens", np.int32), ("used", np.int32)])
 
 
 class Pages:
@@ -106,13 +102,14 @@ class Pages:
     def release(self, request: Request) -> None:
         self.allocator.free(self.tables.pop(request.id))
 
-    def spans(self, request: Request, num_tokens: int) -> list[Span]:
-        """The request's slots in the order in which its tokens fill them."""
-        size = self.block_size
-        return [
-            Span(request.id, block * size, size, min(size, num_tokens - i * size))
-            for i, block in enumerate(self.tables[request.id])
-        ]
+    def spans(self, request: Request, num_tokens: int) -> NDArray[np.void]:
+        """The request's slots, an array of SPAN in the order in which its tokens fill them."""
+        table = np.array(self.tables[request.id])
+        spans = np.empty(len(table), SPAN)
+        spans["request"], spans["tokens"] = request.id, self.block_size
+        spans["start"] = table * self.block_size
+        spans["used"] = (num_tokens - np.arange(len(table)) * self.block_size).clip(max=self.block_size)
+        return spans
 
     def room(self, request: Request) -> int:
         """Tokens that the request's slots can hold."""
@@ -147,8 +144,8 @@ class Contiguous:
         self.reserved -= self.room(request)
         self._by_address.remove(self.runs.pop(request.id))
 
-    def spans(self, request: Request, num_tokens: int) -> list[Span]:
-        return [Span(request.id, self.runs[request.id][0], self.room(request), num_tokens)]
+    def spans(self, request: Request, num_tokens: int) -> NDArray[np.void]:
+        return np.array([(request.id, self.runs[request.id][0], self.room(request), num_tokens)], SPAN)
 
     def room(self, request: Request) -> int:
         start, end = self.runs[request.id]
@@ -170,7 +167,7 @@ class Stretch:
     to_come: list[int] = field(default_factory=list)
     never: list[int] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
-    spans: dict[int, list[Span]] = field(default_factory=dict)  # of the steps that were watched
+    spans: dict[int, NDArray[np.void]] = field(default_factory=dict)  # of SPAN, at the steps that were watched
     finished: int = 0  # requests
     preempted: int = 0  # times that a request gave way
 
@@ -225,7 +222,9 @@ def simulate(
         stretch.never.append(memory.reserved - kept)
         stretch.free.append(memory.budget - memory.reserved)
         if step in watch:
-            stretch.spans[step] = [span for r in running for span in memory.spans(r, lengths[r.id])]
+            stretch.spans[step] = np.concatenate(
+                [np.empty(0, SPAN), *(memory.spans(r, lengths[r.id]) for r in running)]
+            )
         for request in [r for r in running if lengths[r.id] == r.total_tokens]:
             running.remove(request)
             memory.release(request)
