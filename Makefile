@@ -22,7 +22,8 @@ help:
 	@echo 'make clean       remove .venv and every cache in this folder'
 
 lab: $(ready)
-	exec $(python) -m jupyterlab --allow-root --ip=$(HOST) --port=$(PORT) \
+	@echo 'JupyterLab on http://$(HOST):$(PORT); the link with its token comes last. Control-C ends it.'
+	@exec $(python) -m jupyterlab --allow-root --ip=$(HOST) --port=$(PORT) \
 	    --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: $(ready)
@@ -48,10 +49,12 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
-$(ready): pyproject.toml tools/make_venv.sh
+$(ready): pyproject.toml tools/make_venv.sh tools/lab_settings.json
 	@PYTHON='$(strip $(PYTHON))' sh tools/make_venv.sh $(VENV)
 	@echo 'Installing into $(VENV); the first time takes a minute or two.'
 	@$(python) -m pip install -qq --editable '.[lab,test,lint]' || { echo 'The installation failed (see above). It needs\
 	 the network, and MLX needs a Mac with Apple silicon, or Linux with glibc 2.35 or newer (Ubuntu 22.04, Debian 12).' >&2;\
 	 exit 1; }
+	@mkdir -p $(VENV)/share/jupyter/lab/settings && \
+	    cp tools/lab_settings.json $(VENV)/share/jupyter/lab/settings/overrides.json  # no question about news at the start
 	@touch $@
