@@ -131,16 +131,11 @@ def memory_map(
         stretches = [
             each for each in _stretches(np.where(kept, region.coordinates[colour_by], -1), columns) if each[3] >= 0
         ]
-        for row, column, length, value in stretches:
-            svg.rect(
-                x + column * cell,
-                y + row * cell,
-                length * cell,
-                cell,
-                fill=_ramp(value, values),
-                stroke="none",
-                radius=0,
-            )
+        for value in range(values):
+            marked = kept & (region.coordinates[colour_by] == value)
+            for row, column, height, width in _tiles(marked, columns, across=True):
+                box = (x + column * cell, y + row * cell, width * cell, height * cell)
+                svg.rect(*box, fill=_ramp(value, values), stroke="none", radius=0)
         _grid_lines(svg, x, y, columns, rows, cell)
         for row, column, length, value in stretches:
             cx, on = x + (column + (length - 1) // 2 + 0.5) * cell, _on(_ramp(value, values))
@@ -188,11 +183,13 @@ def line_map(
     for (_, share), x, y in places:
         rows = -(-share.size // columns)
         svg.rect(x, y, columns * square, rows * square, fill="faint", stroke="none", radius=0)
-        for row, column, length, part in _stretches(share, columns):
-            if part:
-                cx, cy, filled = x + column * square, y + row * square, square * part
-                svg.rect(cx, cy, length * square, square, fill=TOUCHED, stroke="none", radius=0)
-                svg.rect(cx, cy + square - filled, length * square, filled, fill=USED, stroke="none", radius=0)
+        for part in sorted(set(share.tolist()) - {0.0}):
+            for row, column, height, width in _tiles(share == part, columns, across=part == 1):
+                cx, cy = x + column * square, y + row * square
+                if part < 1:
+                    svg.rect(cx, cy, square, height * square, fill=TOUCHED, stroke="none", radius=0)
+                used = part * square if part < 1 else width * square
+                svg.rect(cx, cy, used, height * square, fill=USED, stroke="none", radius=0)
         _grid_lines(svg, x, y, columns, rows, square)
     return svg
 
@@ -203,12 +200,12 @@ def lane_map(
     *,
     title: str,
     line_bytes: int = LINE_BYTES,
-    notes: Mapping[str, str] | None = None,
 ) -> Svg:
     """What one load of a simdgroup asks of memory: lanes downwards, the lines they touch from left to right.
 
-    `loads` maps the name of a panel to (lanes, elements), two arrays of one size: lane lanes[i] reads element
-    elements[i]. A single column is the best a memory can be asked; a diagonal is a line for every lane.
+    `loads` maps the name of a panel, "HND" or "HND, as it is read", to (lanes, elements), two arrays that broadcast:
+    lane lanes[i] reads element elements[i]. A single column is the best a memory can be asked; a diagonal is a line for
+    every lane.
     """
     width, height, label_width, columns = 12, 6, 36, 34
     panels = []
@@ -219,9 +216,8 @@ def lane_map(
             raise ValueError(f"loads[{name!r}]: expected at most {columns} lines, got {lines.size}")
         fact = _used(lines.size, np.unique(elements).size * itemsize, line_bytes)
         num_lanes = int(lanes.max()) + 1
-        panels.append(
-            _Panel(name, (notes or {}).get(name, ""), fact, num_lanes * height, (lanes, column, num_lanes, lines))
-        )
+        name, _, note = name.partition(", ")
+        panels.append(_Panel(name, note, fact, num_lanes * height, (lanes, column, num_lanes, lines)))
     svg, places = _panel_grid(
         panels, label_width + columns * width, title, f"a column is a line of {line_bytes} bytes, a row a lane"
     )
@@ -272,17 +268,14 @@ def layout_explorer(geometry: Geometry, itemsize: int, *, block: int = 0) -> Any
     """A widget that steers `memory_map`: what to colour by, which number to follow, which access to keep apart."""
     import ipywidgets
 
-    def keep(*axes: str) -> tuple[str, ...]:
-        return axes
-
     sizes = dict(zip(_AXES, geometry[1:], strict=True))
     colour_by = ipywidgets.ToggleButtons(options=_AXES, value="token", description="colour by")
     access = ipywidgets.Dropdown(
         options={
-            "everything": keep(),
-            "one token of one head (attention reads K)": keep("head", "token"),
-            "one dim of one head": keep("head", "dim"),
-            "one token of all heads (a write)": keep("token"),
+            "everything": (),
+            "one token of one head (attention reads K)": ("head", "token"),
+            "one dim of one head": ("head", "dim"),
+            "one token of all heads (a write)": ("token",),
         },
         description="keep apart",
         layout={"width": "28em"},
@@ -344,6 +337,27 @@ def _stretches(values: NDArray, columns: int) -> list[tuple[int, int, int, Any]]
         for start, stop in pairwise([*starts.tolist(), line.size]):
             result.append((row, start, stop - start, line[start].item()))
     return result
+
+
+def _tiles(mask: NDArray[np.bool_], columns: int, *, across: bool) -> list[tuple[int, int, int, int]]:
+    """What is marked, in as few boxes as reading row by row finds: (row, column, height, width). `across` joins
+    neighbours in a row too."""
+    open_, done = {}, []
+    for row in range(-(-mask.size // columns)):
+        line = mask[row * columns : (row + 1) * columns]
+        if across:
+            spans = {(column, length) for _, column, length, marked in _stretches(line, columns) if marked}
+        else:
+            spans = {(column, 1) for column in np.flatnonzero(line).tolist()}
+        done += [
+            (first, column, row - first, length)
+            for (column, length), first in open_.items()
+            if (column, length) not in spans
+        ]
+        open_ = {span: open_.get(span, row) for span in spans}
+    rows = -(-mask.size // columns)
+    done += [(first, column, rows - first, length) for (column, length), first in open_.items()]
+    return sorted(done)
 
 
 def _grid_lines(svg: Svg, x: float, y: float, columns: int, rows: int, cell: float) -> None:
