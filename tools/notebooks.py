@@ -8,7 +8,6 @@ byte as before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -68,9 +67,9 @@ def _join_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.Noteboo
 
 
 def _rename_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Widgets get random ids; here they are numbered in the order in which they were made."""
+    """Widgets get random ids; here they are numbered in the order in which they were made (which sorting keeps)."""
     widgets = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
-    names = {old: hashlib.md5(f"widget {i}".encode()).hexdigest() for i, old in enumerate(widgets)}
+    names = {old: f"{i:032x}" for i, old in enumerate(widgets)}
     if not names:
         return notebook
     text = re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], json.dumps(notebook))
