@@ -118,13 +118,25 @@ def argument_dtype(name: str, dtype: mx.Dtype) -> mx.Dtype:
     return dtype if name in _POOL_TYPED else mx.int32 if name in _INTEGERS else mx.float32
 
 
-def launches(call, machine: Machine) -> list[Launch]:
+def split(threadgroups: int, max_tokens: int, machine: Machine) -> int:
+    """How many partitions share the keys of one sequence: the rule that chooses split-KV (1: it is not used).
+
+    It is for decodes that would leave the machine idle: with fewer than `enough_threadgroups` `threadgroups` (sequences
+    x tiles of heads), and room in the block tables for more than `min_partition` tokens a sequence, there are as many
+    partitions as give enough threadgroups, of `min_partition` keys or more when the tables are full. The rule looks at
+    shapes alone, so that nothing waits for the lengths.
+    """
+    if threadgroups >= machine.enough_threadgroups:
+        return 1
+    longest = -(-max_tokens // machine.min_partition)
+    return max(1, min(longest, machine.enough_threadgroups // max(1, threadgroups)))
+
+
+def launches(call, machine: Machine, num_partitions: int | None = None) -> list[Launch]:
     """The launches that compute `call`: one, or with split-KV two, the second merging the first's partials.
 
-    Split-KV is for decodes that would leave the machine idle: with fewer than `enough_threadgroups` threadgroups and
-    room in the block tables for more than `min_partition` tokens, a sequence's keys are shared out to as many
-    partitions as give enough threadgroups, of `min_partition` keys or more. The rule looks at shapes alone, so that
-    nothing waits for the lengths.
+    `num_partitions` overrides `split`, for decodes: to look at partials, or to measure what the rule should be; 1 then
+    is one partition through both kernels.
     """
     num_tokens, num_q_heads, head_dim = call.q.shape
     num_seqs, max_blocks = call.block_tables.shape
@@ -147,12 +159,10 @@ def launches(call, machine: Machine) -> list[Launch]:
 
     whole, partial, merge = decode_kernels(machine, dtype, layout, head_dim, group)
     head_tiles = num_q_heads // dict(whole.constants)["HEADS"]
-    num_partitions = 1
-    if (threadgroups := num_seqs * head_tiles) < machine.enough_threadgroups:
-        longest = -(-max_blocks * block_size // machine.min_partition)
-        num_partitions = max(1, min(longest, machine.enough_threadgroups // max(1, threadgroups)))
-    if num_partitions == 1:
-        return [Launch(whole, (1, head_tiles, num_seqs), (call.q.shape,), problem(1), scalars)]
+    if num_partitions is None:
+        num_partitions = split(num_seqs * head_tiles, max_blocks * block_size, machine)
+        if num_partitions == 1:
+            return [Launch(whole, (1, head_tiles, num_seqs), (call.q.shape,), problem(1), scalars)]
     shape = (num_seqs, num_q_heads, num_partitions)
     partials = ((*shape, head_dim), shape, shape)
     return [

@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from paged_core.executors import host
 from paged_core.executors.cpp import translation_unit
 from paged_core.executors.dlpack import pointer
-from paged_core.executors.launch import ARGUMENTS, Specialisation, cpu, launches
+from paged_core.executors.launch import ARGUMENTS, Launch, Specialisation, cpu, launches
 from paged_core.executors.source import kernel_source, kernels_folder
+from paged_core.scalars import positive
 
 _OUTPUT_TYPES = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16}
 _scratch = threading.local()  # partial results; kept between calls, for a call allocates nothing but its output
@@ -24,8 +28,39 @@ def why_not() -> str | None:
     return host.why_not()
 
 
-def run(call) -> mx.array:
-    """Everything is done when this returns: no lazy result holds the pool, and the next write finds it unshared."""
+class Partials(NamedTuple):
+    """A decode with split-KV, taken apart: what every partition left, and what they merged to."""
+
+    acc: NDArray[np.float32]  # [num_seqs, num_q_heads, num_partitions, head_dim]: values weighted by exp(s - top)
+    top: NDArray[np.float32]  # [num_seqs, num_q_heads, num_partitions]: the largest logit, -inf without a key
+    total: NDArray[np.float32]  # [num_seqs, num_q_heads, num_partitions]: the sum of exp(s - top), 0 without a key
+    output: mx.array  # [num_seqs, num_q_heads, head_dim]
+
+
+def run(call, num_partitions: int | None = None) -> mx.array:
+    """Everything is done when this returns: no lazy result holds the pool, and the next write finds it unshared.
+
+    `num_partitions` splits a decode otherwise than the rule in `launch.split` would."""
+    return _run_launches(call, launches(call, _machine(), num_partitions), _scratch_pointer)
+
+
+def partials(call, num_partitions: int) -> Partials:
+    """A decode `call` (see `attention.checked_call`) in so many partitions, by the same kernels as `run`. The partials
+    are written over NaN, so what a partition left unwritten shows. ValueError for prompts and for fewer than 1."""
+    if call.query_start_loc is not None:
+        raise ValueError("call: expected a decode, got query_start_loc; only decodes are split")
+    positive("num_partitions", num_partitions)
+    held = {}
+
+    def fresh_pointer(name: str, shape: tuple[int, ...]) -> int:
+        held[name] = np.full(shape, np.nan, np.float32)
+        return held[name].ctypes.data
+
+    output = _run_launches(call, launches(call, _machine(), num_partitions), fresh_pointer)
+    return Partials(held["partial_acc"], held["partial_top"], held["partial_total"], output)
+
+
+def _run_launches(call, todo: list[Launch], partial_pointer: Callable[[str, tuple[int, ...]], int]) -> mx.array:
     mx.eval(*(x for x in call if type(x) is mx.array))
     output = mx.array(np.empty(call.q.shape, _OUTPUT_TYPES[call.q.dtype]))  # MLX cannot make an array uninitialised
     arrays = {name: x for name in call._fields if type(x := getattr(call, name)) is mx.array} | {"out": output}
@@ -35,11 +70,11 @@ def run(call) -> mx.array:
     for name, x in arrays.items():
         pointers[name], owner = pointer(x)
         kept_alive.append(owner)
-    for launch in launches(call, _machine()):
+    for launch in todo:
         inputs, outputs = ARGUMENTS[launch.specialisation.kernel]
         for name, shape in zip(outputs, launch.output_shapes, strict=True):
             if name != "out":
-                pointers[name] = _scratch_pointer(name, shape)
+                pointers[name] = partial_pointer(name, shape)
         sizes = (ctypes.c_int32 * len(launch.sizes))(*launch.sizes)
         scalars = (ctypes.c_float * len(launch.scalars))(*launch.scalars)
         pointers["sizes"], pointers["scalars"] = ctypes.addressof(sizes), ctypes.addressof(scalars)
