@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE_INFO = {"name": "python"}  # no version: it would change with every machine
@@ -83,7 +83,7 @@ def main(paths: list[str]) -> int:
         notebook = nbformat.read(path, as_version=4)
         try:
             notebook = execute(notebook, path.parent)
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             failed.append(path)
             print(f"{path}: left as it was\n{error}", file=sys.stderr)
             continue
