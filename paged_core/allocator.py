@@ -49,6 +49,11 @@ class BlockAllocator:
         """The most blocks ever in use at once. Never falls: it is the pool size this workload would have needed."""
         return self._peak_in_use
 
+    @property
+    def free_list(self) -> tuple[int, ...]:
+        """The free ids as they lie on the stack, the next one out last. A copy, for whoever looks on."""
+        return tuple(self._free)
+
     def ref_count(self, block: int) -> int:
         """References to `block`, 0 when it is free. InvalidBlock when there is no such block."""
         return self._ref_counts[self._existing(block)]

@@ -1,7 +1,7 @@
 """Measured figures: matplotlib, dressed in the visual language, shown as a PNG with alternative text.
 
 Drawn figures are `Svg`; a figure with measured numbers in it is a `Chart`, because nbval compares text but not a PNG.
-matplotlib is imported when the first chart is made, and pyplot never: nothing is shown twice, and no state is left over.
+matplotlib is imported when the first chart is made, and pyplot never: nothing is shown twice, no state is left over.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RC = {  # paper and ink are the light theme's in both themes: a PNG cannot know 
 
 
 class Chart:
-    """A matplotlib figure with its title and alternative text; in a notebook it displays as image/png and text/plain."""
+    """A matplotlib figure with its title and alternative text; a notebook shows it as image/png and text/plain."""
 
     def __init__(self, figure: Figure, title: str, alt: str) -> None:
         self.figure, self.title, self.alt = figure, title, alt

@@ -33,8 +33,8 @@ _PATTERN_STROKES = {  # in a tile of 8 x 8 px; plain has none
 class Svg:
     """A picture `width` x `height` px with a title on top and alternative text; what is drawn later lies above.
 
-    Colours are "#RRGGBB", or "paper", "ink", "muted", "faint", "danger", which follow the theme. Coordinates are px from
-    the top left. `title` stands in the picture; `alt` says in words what the picture shows, for whoever cannot see it.
+    Colours are "#RRGGBB", or "paper", "ink", "muted", "faint", "danger", which follow the theme. Coordinates are px
+    from the top left. `title` stands in the picture; `alt` says in words what it shows, for whoever cannot see it.
     """
 
     def __init__(self, width: float, height: float, *, title: str, alt: str) -> None:
@@ -44,7 +44,7 @@ class Svg:
         self.text(12, 28, title, size=19, weight="bold")
 
     def __repr__(self) -> str:
-        return f"{self.title}. {self.alt}"
+        return f"{self.title}{'' if self.title[-1:] in '.?!' else '.'} {self.alt}"
 
     def __str__(self) -> str:
         """The SVG document."""
@@ -61,7 +61,7 @@ class Svg:
     def html(self) -> str:
         """The picture as an <img>, for text/html outputs and for widgets."""
         url = "data:image/svg+xml," + quote(str(self), safe=" '=:;/,()!@$*+-.?[]")
-        return f'<img alt="{escape(repr(self))}" src="{url}">'
+        return f'<img alt="{escape(repr(self))}" src="{url}" style="max-width:100%;height:auto">'
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/html": self.html, "text/plain": repr(self)}
@@ -75,24 +75,22 @@ class Svg:
         extra += f' font-family="{MONO}"' if mono else ""
         extra += "" if anchor == "start" else f' text-anchor="{anchor}"'
         extra += ' paint-order="stroke" stroke-width="5" stroke-linejoin="round"' if halo else ""
-        self._body.append(
-            f'<text x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}"{_paint(color, halo)}{extra}>{escape(str(words))}</text>'
-        )
+        at = f'x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}"'
+        self._body.append(f"<text {at}{_paint(color, halo)}{extra}>{escape(str(words))}</text>")
 
     def rect(
         self, x: float, y: float, width: float, height: float, *, fill: str = "none", stroke: str = "ink",
         stroke_width: float = 1, dashed: bool = False, pattern: str = "plain", pattern_color: str = "ink",
-        radius: float = 3, tooltip: str | None = None,
+        radius: float = 3,
     ) -> None:  # fmt: skip
-        """A box, filled, then hatched with `pattern`, then outlined. `tooltip` shows where the SVG itself is displayed."""
+        """A box: filled, then hatched with `pattern`, then outlined."""
         box = f'x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(height)}" rx="{_n(radius)}"'
         dash = ' stroke-dasharray="4 3"' if dashed else ""
-        tip = f"<title>{escape(tooltip)}</title>" if tooltip else ""
         outline = f' stroke-width="{_n(stroke_width)}"{dash}' if stroke != "none" else ""
         if pattern == "plain":
-            self._body.append(f"<rect {box}{_paint(fill, stroke)}{outline}>{tip}</rect>")
+            self._body.append(f"<rect {box}{_paint(fill, stroke)}{outline}/>")
             return
-        self._body.append(f"<rect {box}{_paint(fill)}>{tip}</rect>")
+        self._body.append(f"<rect {box}{_paint(fill)}/>")
         self._body.append(f"<rect {box}{_paint(self._pattern(pattern, pattern_color), stroke)}{outline}/>")
 
     def line(
@@ -114,21 +112,21 @@ class Svg:
 
     def cell(
         self, x: float, y: float, width: float, height: float, look: SequenceStyle | str, label: object = "", *,
-        chosen: bool = False, size: float = SIZE, tooltip: str | None = None,
+        chosen: bool = False, size: float = SIZE,
     ) -> None:  # fmt: skip
         """A box in the look of a sequence, or "free", "cached", "nan": the atom of every picture of a pool."""
         thick = 4 if chosen else 1.5
         if isinstance(look, SequenceStyle):
             self.rect(
                 x, y, width, height, fill=look.color, pattern=look.pattern, pattern_color=look.on_color,
-                stroke_width=thick, tooltip=tooltip,
+                stroke_width=thick,
             )  # fmt: skip
             color, halo = look.on_color, look.color if look.pattern != "plain" else None
         else:
             fill, stroke, color, pattern = _LOOKS[look]
             self.rect(
                 x, y, width, height, fill=fill, stroke="ink" if chosen else stroke, pattern=pattern, stroke_width=thick,
-                pattern_color=stroke, dashed=look == "free" and not chosen, tooltip=tooltip,
+                pattern_color=stroke, dashed=look == "free" and not chosen,
             )  # fmt: skip
             halo = fill if pattern != "plain" else None
         if str(label):
@@ -186,4 +184,4 @@ def _paint(fill: str, stroke: str | None = None) -> str:
 
 def _n(x: float) -> str:
     """A coordinate, as short as it can be, and the same on every machine."""
-    return f"{round(float(x), 1):g}"
+    return f"{round(float(x), 1):.6g}"

@@ -1,0 +1,205 @@
+"""The pool as a grid of blocks: who holds which, what is free and in which order, and the most that was ever in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from paged_core.allocator import BlockAllocator
+from paged_core.sequence import PagedSeqState
+from paged_core.viz.style import letter, sequence_style
+from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
+
+WIDTH = 900  # px: a notebook's column
+_GRID_WIDTH = 600
+
+
+class PoolSnapshot(NamedTuple):
+    """What an allocator and the holders of its blocks said at one moment."""
+
+    ref_counts: tuple[int, ...]  # one a block
+    free: tuple[int, ...]  # the free list; the next block out comes last
+    peak_in_use: int
+    held: tuple[tuple[int, ...], ...]  # for each sequence, its blocks in logical order
+
+    @property
+    def capacity(self) -> int:
+        return len(self.ref_counts)
+
+    @property
+    def in_use(self) -> int:
+        return self.capacity - len(self.free)
+
+    def holders(self, block: int) -> list[int]:
+        """The numbers of the sequences that list this block."""
+        return [i for i, blocks in enumerate(self.held) if block in blocks]
+
+    def __str__(self) -> str:
+        """In words, for alternative text."""
+        held = [f"{letter(i)} holds {_listed(blocks)}" for i, blocks in enumerate(self.held) if blocks]
+        shared = [str(block) for block, count in enumerate(self.ref_counts) if count > 1]
+        return (
+            f"A pool of {self.capacity} blocks: {self.in_use} in use, {len(self.free)} free, peak {self.peak_in_use}. "
+            + "".join(f"{words}. " for words in held)
+            + (f"Shared: {_listed(shared)}. " if shared else "")
+            + (f"Next out: {_listed(self.free[::-1])}." if self.free else "The free list is empty.")
+        )
+
+
+def snapshot(allocator: BlockAllocator, sequences: Sequence[PagedSeqState | Sequence[int]] = ()) -> PoolSnapshot:
+    """The state of `allocator` and of whoever holds its blocks: sequences, or plain lists of block ids."""
+    return PoolSnapshot(
+        ref_counts=tuple(allocator.ref_count(block) for block in range(allocator.capacity)),
+        free=allocator.free_list,
+        peak_in_use=allocator.peak_in_use,
+        held=tuple(tuple(seq.blocks if isinstance(seq, PagedSeqState) else seq) for seq in sequences),
+    )
+
+
+def pool_map(pool: PoolSnapshot, *, title: str = "The pool, block by block", chosen: int | None = None) -> Svg:
+    """One cell per physical block, the free list as the stack it is, and the watermark. `chosen` is drawn bold."""
+    grid_bottom = TITLE_HEIGHT + grid_height(pool)
+    bottom = max(grid_bottom + 68, TITLE_HEIGHT + _stack_height(pool))
+    svg = Svg(WIDTH, bottom + 34, title=title, alt=str(pool))
+    draw_grid(svg, 12, TITLE_HEIGHT, pool, chosen=chosen)
+    draw_free_list(svg, 660, TITLE_HEIGHT, pool)
+    draw_gauge(svg, 12, grid_bottom + 14, _GRID_WIDTH - 5, pool)
+    draw_legend(svg, 12, bottom + 8, pool)
+    return svg
+
+
+def filmstrip(frames: Sequence[tuple[str, PoolSnapshot]], *, title: str) -> Svg:
+    """One row per (what was done, the pool after it), time running down; blocks that changed hands are drawn bold."""
+    words_width = 20 + max(text_width(words, SMALL + 1) for words, _ in frames)
+    capacity = frames[0][1].capacity
+    stack_width = 170
+    cell = min(44.0, max(6.0, (WIDTH - words_width - stack_width - 24) / max(capacity, 1)))
+    row, top = 40, TITLE_HEIGHT + 24
+    alt = " ".join(f"{i}. {words}: {pool}" for i, (words, pool) in enumerate(frames, 1))
+    svg = Svg(WIDTH, top + row * len(frames) + 40, title=title, alt=alt)
+    stack_x = 12 + words_width + cell * capacity + 20
+    svg.text(12 + words_width - 10, top - 8, "block", size=SMALL, color="muted", anchor="end")
+    for block in range(capacity) if cell >= 18 else ():
+        svg.text(
+            12 + words_width + (block + 0.5) * cell - 1.5, top - 8, block, size=SMALL, color="muted", anchor="middle"
+        )
+    svg.text(stack_x, top - 8, "next out, then ...", size=SMALL, color="muted")
+    before = None
+    for i, (words, pool) in enumerate(frames):
+        y = top + i * row
+        svg.text(12, y + 22, words, size=SMALL + 1)
+        for block in range(capacity):
+            x = 12 + words_width + block * cell
+            changed = before is not None and (
+                before.holders(block) != pool.holders(block) or before.ref_counts[block] != pool.ref_counts[block]
+            )
+            draw_block(svg, x, y, cell - 3, row - 7, pool, block, chosen=changed)
+        shown = [str(block) for block in pool.free[::-1]]
+        svg.text(
+            stack_x, y + 22, " ".join(shown[:6]) + (" ..." if len(shown) > 6 else "") or "none", mono=True, size=14
+        )
+        before = pool
+    draw_legend(svg, 12, top + row * len(frames) + 10, *(pool for _, pool in frames), changed=True)
+    return svg
+
+
+def grid_height(pool: PoolSnapshot) -> float:
+    columns, _, cell_height = _grid(pool)
+    return -(-pool.capacity // columns) * cell_height
+
+
+def draw_grid(svg: Svg, x: float, y: float, pool: PoolSnapshot, *, chosen: int | None = None) -> None:
+    """The blocks in rows, 600 px wide; each with the letters of its holders, its id, and its references if several."""
+    columns, width, height = _grid(pool)
+    for block in range(pool.capacity):
+        row, column = divmod(block, columns)
+        at = x + column * width, y + row * height
+        draw_block(svg, *at, width - 5, height - 5, pool, block, chosen=block == chosen)
+
+
+def draw_free_list(svg: Svg, x: float, y: float, pool: PoolSnapshot, most: int = 6) -> None:
+    """The free list as a stack with its top on top: the block named there is the next one out."""
+    top_first = pool.free[::-1]
+    svg.text(
+        x, y + 14, f"free list: {len(top_first)} block{'' if len(top_first) == 1 else 's'}", size=SMALL, weight="bold"
+    )
+    for i, block in enumerate(top_first[:most]):
+        svg.cell(x, y + 24 + i * 26, 84, 24, "free", block, size=15)
+    if top_first:
+        svg.line([(x + 132, y + 36), (x + 92, y + 36)], arrow=True)
+        svg.text(x + 138, y + 41, "next out", size=SMALL)
+    else:
+        svg.text(x, y + 42, "empty", color="danger", weight="bold")
+    if len(top_first) > most:
+        svg.text(x, y + 24 + most * 26 + 16, f"... and {len(top_first) - most} below", size=SMALL, color="muted")
+
+
+def draw_gauge(svg: Svg, x: float, y: float, width: float, pool: PoolSnapshot) -> None:
+    """Blocks in use of all there are, and the peak: the watermark that never falls."""
+    unit = width / max(pool.capacity, 1)
+    svg.rect(x, y, width, 18, fill="none", stroke="muted")
+    svg.rect(x, y, pool.in_use * unit, 18, fill="muted", stroke="none")
+    peak = x + pool.peak_in_use * unit
+    svg.line([(peak, y - 5), (peak, y + 24)], width=3)
+    words = f"in use {pool.in_use} of {pool.capacity} blocks"
+    svg.text(x, y + 42, words, size=15, weight="bold")
+    anchor = "end" if peak > x + width / 2 else "start"
+    peak = max(peak, x + text_width(words, 15) + 24) if anchor == "start" else peak
+    svg.text(peak, y + 42, f"peak {pool.peak_in_use}", size=15, anchor=anchor)
+
+
+def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: bool = False) -> None:
+    """Whoever appears in one of these pools, and what the other looks mean."""
+    blocks = [(pool, block) for pool in pools for block in range(pool.capacity)]
+    indices = sorted({i for pool in pools for i, held in enumerate(pool.held) if held})
+    entries = [(sequence_style(i), f"sequence {letter(i)}" if len(indices) < 5 else letter(i)) for i in indices]
+    if any(pool.ref_counts[b] and not pool.holders(b) for pool, b in blocks):
+        entries.append(("empty", "held elsewhere"))
+    entries.append(("free", "free"))
+    x = svg.legend(x, y, entries)
+    notes = []
+    if any(pool.ref_counts[b] > 1 for pool, b in blocks):
+        notes.append("split cell, ×2: shared, two references")
+    if any(not pool.ref_counts[b] and pool.holders(b) for pool, b in blocks):
+        notes.append("red edge: freed, and still listed")
+    if changed:
+        notes.append("bold edge: changed by this operation")
+    svg.text(x, y + 14, "; ".join(notes), size=SMALL, color="muted")
+
+
+def draw_block(svg: Svg, x, y, width, height, pool: PoolSnapshot, block: int, *, chosen: bool) -> None:
+    holders, references = pool.holders(block), pool.ref_counts[block]
+    roomy = width >= 34
+    size = 15 if roomy else min(13.0, width * 0.6)
+    if not holders:
+        label = block if width >= 24 else ""
+        svg.cell(x, y, width, height, "empty" if references else "free", label, chosen=chosen, size=size)
+        return
+    part = width / len(holders)  # a shared block is shared by its holders in the picture too
+    for i, holder in enumerate(holders):
+        style = sequence_style(holder)
+        words = f"{style.letter} {block}" if width >= 44 and len(holders) == 1 else style.letter if part >= 12 else ""
+        svg.cell(x + i * part, y, part, height, style, words, size=min(size, 15 if len(holders) == 1 else 12))
+    freed = references == 0
+    if chosen or freed:
+        svg.rect(x, y, width, height, stroke="danger" if freed else "ink", stroke_width=4)
+    if roomy and (references > 1 or len(holders) > 1):
+        svg.rect(x + width - 24, y - 4, 26, 16, fill="paper", radius=8)
+        svg.text(x + width - 11, y + 8, f"×{references}", size=12, anchor="middle", weight="bold")
+        svg.text(x + 3, y + height - 3, block, size=11, color="#000000", halo="#FFFFFF")
+
+
+def _grid(pool: PoolSnapshot) -> tuple[int, float, float]:
+    """Columns, and the pitch of a cell in px."""
+    columns = 8 if pool.capacity <= 40 else 16 if pool.capacity <= 128 else 40
+    width = _GRID_WIDTH / columns
+    return columns, width, max(18.0, min(48.0, width))
+
+
+def _stack_height(pool: PoolSnapshot) -> float:
+    return 24 + 26 * min(len(pool.free), 6) + (22 if len(pool.free) > 6 else 0)
+
+
+def _listed(things: Sequence[object], most: int = 12) -> str:
+    words = ", ".join(str(thing) for thing in things[:most])
+    return words + (f" and {len(things) - most} more" if len(things) > most else "")

@@ -1,0 +1,259 @@
+"""A block table as a lens: position -> logical block -> physical block -> slot -> byte, for one token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from textwrap import wrap
+from typing import NamedTuple
+
+import numpy as np
+
+from paged_core.pool import PagedPool
+from paged_core.sequence import PagedSeqState
+from paged_core.viz.blocks import WIDTH, PoolSnapshot, draw_block, draw_gauge, draw_legend
+from paged_core.viz.style import letter, sequence_style
+from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg
+
+LENS_HEIGHT = 448  # px
+_LEFT = 196  # px: where the rows begin, right of their names
+_RIGHT = WIDTH - 12
+_CELL = 34  # px: the height of a cell
+
+
+class TokenAddress(NamedTuple):
+    """Where one token of a sequence lies, step by step."""
+
+    position: int  # in the sequence
+    logical_block: int  # position // block_size
+    offset: int  # position % block_size
+    block: int  # blocks[logical_block], the physical block
+    slot: int  # block * block_size + offset
+    element: int  # from the start of the layer's array to this head's vector, dim 0
+    byte: int  # element * itemsize
+
+
+def locate(seq: PagedSeqState, pool: PagedPool, token: int, *, head: int = 0, which: str = "k") -> TokenAddress:
+    """Follow the token at position `token` to its byte in this layer's K ("k") or V ("v") array.
+
+    ValueError when the sequence holds no such token or the pool has no such head, or their block sizes differ.
+    """
+    if not 0 <= token < seq.len:
+        raise ValueError(f"token: expected a position from 0 to {seq.len - 1}, got {token}")
+    if not 0 <= head < pool.num_kv_heads:
+        raise ValueError(f"head: expected a KV head from 0 to {pool.num_kv_heads - 1}, got {head}")
+    if seq.block_size != pool.block_size:
+        raise ValueError(f"seq: expected the pool's block_size {pool.block_size}, got {seq.block_size}")
+    logical_block, offset = divmod(token, seq.block_size)
+    block, itemsize = seq.blocks[logical_block], pool.dtype.size
+    element = pool.layout.element_offset(
+        which, pool.geometry, itemsize, block=block, head=head, token=offset, dim=0
+    )  # fmt: skip
+    slot = block * seq.block_size + offset
+    return TokenAddress(token, logical_block, offset, block, slot, element, element * itemsize)
+
+
+def table_lens(
+    state: PoolSnapshot, seqs: Sequence[PagedSeqState], index: int, pool: PagedPool, token: int, *,
+    head: int = 0, which: str = "k", title: str | None = None, note: str = "", alarm: bool = False,
+) -> Svg:  # fmt: skip
+    """Follow one token of sequence number `index` from its position to its byte. `state` is the snapshot of the pool
+    that `seqs` live in, `note` a sentence or two below the title, red for an `alarm`. A sequence without tokens has
+    nothing to follow, and the picture says so.
+    """
+    seq, name = seqs[index], letter(index)
+    address = locate(seq, pool, token, head=head, which=which) if seq.len else None
+    if address:
+        title = title or f"Where is token {token} of sequence {name}?"
+        alt = (
+            f"Position {address.position} is offset {address.offset} of logical block {address.logical_block}; entry "
+            f"{address.logical_block} of the block table names physical block {address.block}; that is slot "
+            f"{address.slot}, and byte {address.byte:,} of the layer's {which.upper()} array (KV head {head}). {state}"
+        )
+    else:
+        title = title or f"Sequence {name} holds no token"
+        alt = f"There is nothing to follow. {state}"
+    top = TITLE_HEIGHT + 44 * bool(note)
+    svg = Svg(WIDTH, top + LENS_HEIGHT + 112, title=title, alt=f"{note} {alt}".strip())
+    for i, line in enumerate(wrap(note, 98)):
+        svg.text(12, TITLE_HEIGHT + 8 + 20 * i, line, size=15, color="danger" if alarm else "ink")
+    _draw_lens(svg, top, state, seq, index, pool, address, head, which)
+    y = top + LENS_HEIGHT
+    svg.text(12, y + 15, "pool, blocks", size=15, weight="bold")
+    draw_gauge(svg, _LEFT, y, _RIGHT - _LEFT, state)
+    next_out = " ".join(str(block) for block in state.free[:-11:-1]) + (" ..." if len(state.free) > 10 else "")
+    svg.text(12, y + 68, "free list", size=15, weight="bold")
+    svg.text(
+        _LEFT,
+        y + 68,
+        f"next out first: {next_out}" if state.free else "empty",
+        size=15,
+        color="ink" if state.free else "danger",
+    )
+    draw_legend(svg, 12, y + 84, state)
+    return svg
+
+
+def mirrors(
+    seqs: Sequence[PagedSeqState], *, title: str = "Block tables: the host's truth and the device's copy"
+) -> Svg:
+    """For each sequence its `blocks` and `len`, and below them what the device mirrors hold; a difference is red."""
+    most = max((seq.max_blocks_per_seq for seq in seqs), default=1)
+    width = min(56.0, (_RIGHT - _LEFT - 130) / most)
+    height = 96
+    stale = [letter(i) for i, seq in enumerate(seqs) if not _in_step(seq)]
+    rows = [
+        f"{letter(i)}: host {seq.blocks}, len {seq.len}; device {_device(seq)}, context_lens {seq.context_lens.item()}."
+        for i, seq in enumerate(seqs)
+    ]
+    alt = " ".join(rows) + (f" Out of step: {', '.join(stale)}." if stale else " All in step.")
+    svg = Svg(WIDTH, TITLE_HEIGHT + 20 + height * len(seqs) + 10, title=title, alt=alt)
+    lens_x = _LEFT + most * width + 24
+    svg.text(_LEFT - 12, TITLE_HEIGHT + 17, "entry", size=12, color="muted", anchor="end")
+    svg.text(lens_x, TITLE_HEIGHT + 17, "tokens", size=12, color="muted")
+    for i, seq in enumerate(seqs):
+        y = TITLE_HEIGHT + 20 + i * height
+        svg.cell(12, y + 2, 34, _CELL, sequence_style(i), letter(i))
+        svg.text(_LEFT - 12, y + 24, "host", size=15, weight="bold", anchor="end")
+        svg.text(_LEFT - 12, y + 24 + 40, "device", size=15, weight="bold", anchor="end")
+        _draw_table(svg, y + 2, seq, i, range(seq.max_blocks_per_seq), width, None)
+        svg.text(lens_x, y + 24, f"len {seq.len}", size=15)
+        in_step = seq.context_lens.item() == seq.len
+        words = f"context_lens {seq.context_lens.item()}"
+        svg.text(
+            lens_x, y + 64, words, size=15, color="ink" if in_step else "danger", weight="normal" if in_step else "bold"
+        )
+    return svg
+
+
+def _draw_lens(svg: Svg, top: float, state: PoolSnapshot, seq, index, pool, address: TokenAddress | None, head, which):
+    """Four rows, and an arrow from each to the next."""
+    block_size, chosen = seq.block_size, address.logical_block if address else None
+    rows = [top + 24, top + 110, top + 240, top + 328]
+    names = ["positions", "block table", "pool", f"slots of block {address.block}" if address else "slots"]
+    for i, (y, name) in enumerate(zip(rows, names, strict=True), 1):
+        svg.text(12, y + 23, f"{i}  {name}", size=15, weight="bold")
+
+    # 1: the tokens of the sequence, block by block
+    room = len(seq.blocks)
+    shown = _window(room, max(1, 24 // block_size), chosen or 0)
+    width = min(30.0, (_RIGHT - _LEFT - 60) / max(1, len(shown) * block_size) - 1)
+    x, token_at = _ellipsis(svg, _LEFT, rows[0], shown.start > 0), (0.0, 0.0)
+    if not room:
+        svg.text(_LEFT, rows[0] + 23, "no token, no block", size=15, color="muted")
+    for logical in shown:
+        svg.text(
+            x, rows[0] - 6, f"logical block {logical}" if block_size * width > 100 else logical, size=12, color="muted"
+        )
+        for position in range(logical * block_size, (logical + 1) * block_size):
+            here = address is not None and position == address.position
+            look = sequence_style(index) if position < seq.len else "free"
+            svg.cell(x, rows[0], width - 2, _CELL, look, position, size=13 if width > 26 else 11, chosen=here)
+            if here:
+                token_at = (x + width / 2 - 1, rows[0] + _CELL)
+            x += width
+        x += 8
+    _ellipsis(svg, x, rows[0], shown.stop < room)
+
+    # 2: the block table, on the host and on the device
+    entries = _window(seq.max_blocks_per_seq, 12, chosen or 0)
+    svg.text(_LEFT - 12, rows[1] + 23, "host", size=SMALL, anchor="end")
+    svg.text(_LEFT - 12, rows[1] + 61, "device", size=SMALL, anchor="end")
+    entry_width = min(56.0, (_RIGHT - _LEFT - 60) / len(entries))
+    shift = _ellipsis(svg, _LEFT, rows[1], entries.start > 0) - _LEFT
+    _draw_table(svg, rows[1], seq, index, entries, entry_width, chosen, shift)
+    _ellipsis(svg, _LEFT + shift + len(entries) * entry_width, rows[1], entries.stop < seq.max_blocks_per_seq)
+
+    # 3: the pool's blocks
+    blocks = _window(state.capacity, 16, address.block if address else 0)
+    block_width = min(56.0, (_RIGHT - _LEFT - 60) / max(1, len(blocks)))
+    x = _ellipsis(svg, _LEFT, rows[2], blocks.start > 0)
+    block_x = {}
+    for block in blocks:
+        draw_block(
+            svg, x, rows[2], block_width - 4, _CELL, state, block, chosen=address is not None and block == address.block
+        )
+        svg.text(x + block_width / 2 - 2, rows[2] + _CELL + 15, block, size=12, color="muted", anchor="middle")
+        block_x[block] = x + block_width / 2 - 2
+        x += block_width
+    _ellipsis(svg, x, rows[2], blocks.stop < state.capacity)
+    if address is None:
+        svg.text(_LEFT, rows[3] + 23, "nothing to follow: grow the sequence first", size=15, color="muted")
+        return
+
+    # 4: the slots of that block, and the sums
+    slots = _window(block_size, 16, address.offset)
+    slot_width = min(56.0, (_RIGHT - _LEFT - 60) / len(slots))
+    x = _ellipsis(svg, _LEFT, rows[3], slots.start > 0)
+    slot_x = 0.0
+    for offset in slots:
+        filled = address.logical_block * block_size + offset < seq.len
+        slot = address.block * block_size + offset
+        here = slot == address.slot
+        look = sequence_style(index) if filled else "free"
+        svg.cell(x, rows[3], slot_width - 4, _CELL, look, slot, chosen=here, size=14 if slot < 1000 else 11)
+        slot_x = x + slot_width / 2 - 2 if here else slot_x
+        x += slot_width
+    _ellipsis(svg, x, rows[3], slots.stop < block_size)
+
+    entry_x = _LEFT + shift + (address.logical_block - entries.start + 0.5) * entry_width - 2
+    _connect(svg, token_at, (entry_x, rows[1]))
+    _connect(svg, (entry_x, rows[1] + _CELL + 38), (block_x[address.block], rows[2]))
+    _connect(svg, (block_x[address.block], rows[2] + _CELL + 18), (slot_x, rows[3]))
+    a, itemsize, y = address, pool.dtype.size, rows[3] + _CELL
+    svg.text(12, y + 34, "in figures", size=15, weight="bold")
+    sums = (
+        f"{a.position} = {a.logical_block} × {block_size} + {a.offset}",
+        f"table[{a.logical_block}] = {a.block}",
+        f"slot = {a.block} × {block_size} + {a.offset} = {a.slot}",
+    )
+    for words, x in zip(sums, (_LEFT, _LEFT + 210, _LEFT + 390), strict=True):
+        svg.text(x, y + 34, words, mono=True, size=15)
+    svg.text(12, y + 60, "5 address", size=15, weight="bold")
+    words = f"element {a.element:,} × {itemsize} bytes = byte {a.byte:,}"
+    svg.text(_LEFT, y + 60, f"{which.upper()}, head {head}, {pool.layout.name}: {words}", mono=True, size=15)
+
+
+def _draw_table(
+    svg: Svg, y: float, seq, index: int, entries: range, width: float, chosen: int | None, shift: float = 0
+):
+    """`blocks` in the upper row and the device mirror in the lower; an entry in use that differs has a red edge."""
+    device, held = _device(seq), len(seq.blocks)
+    style = sequence_style(index)
+    for i, entry in enumerate(entries):
+        x = _LEFT + shift + i * width
+        used = entry < held
+        svg.text(x + 2, y - 5, entry, size=12, color="muted")
+        svg.cell(
+            x, y, width - 4, _CELL, style if used else "free", seq.blocks[entry] if used else "", chosen=entry == chosen
+        )
+        svg.cell(x, y + 38, width - 4, _CELL, style if used else "free", device[entry], chosen=entry == chosen)
+        if device[entry] != (seq.blocks[entry] if used else 0):
+            svg.rect(x, y + 38, width - 4, _CELL, stroke="danger", stroke_width=4)
+
+
+def _device(seq: PagedSeqState) -> list[int]:
+    return np.asarray(seq.block_table).tolist()
+
+
+def _in_step(seq: PagedSeqState) -> bool:
+    padding = [0] * (seq.max_blocks_per_seq - len(seq.blocks))
+    return _device(seq) == seq.blocks + padding and seq.context_lens.item() == seq.len
+
+
+def _window(count: int, most: int, around: int) -> range:
+    """At most `most` of `count` things, `around` among them."""
+    start = max(0, min(around - most // 2, count - most))
+    return range(start, min(count, start + most))
+
+
+def _ellipsis(svg: Svg, x: float, y: float, more: bool) -> float:
+    if more:
+        svg.text(x, y + 23, "...", color="muted")
+        return x + 26
+    return x
+
+
+def _connect(svg: Svg, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Down, across, down: the way a reader's finger goes."""
+    middle = (start[1] + end[1]) / 2 - (8 if end[1] - start[1] > 40 else 2)
+    svg.line([start, (start[0], middle), (end[0], middle), (end[0], end[1] - 2)], width=2.5, arrow=True)
