@@ -50,6 +50,22 @@ def test_twice_is_the_same_bytes(write):
     assert [state[child]["model_name"] for child in children] == ["IntSliderModel", "HTMLModel"]
 
 
+PICTURED = """import ipywidgets
+class Pictured:
+    def _repr_mimebundle_(self, **_):
+        picture = {"text/html": "<b>a picture</b>", "text/plain": "a picture"}
+        return {**ipywidgets.IntSlider()._repr_mimebundle_(), **picture}
+Pictured()"""
+
+
+def test_a_widget_that_brings_a_picture_is_saved_as_the_picture(write):
+    path = write(new_code_cell(PICTURED))
+    assert main([str(path)]) == 0
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[0].outputs[0].data == {"text/html": "<b>a picture</b>", "text/plain": "a picture"}
+    assert "widgets" not in notebook.metadata
+
+
 def test_a_notebook_that_fails_is_left_as_it_was(write, capsys):
     path = write(new_code_cell("1 / 0"))
     before = path.read_bytes()

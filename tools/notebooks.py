@@ -22,6 +22,7 @@ KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3
 LANGUAGE_INFO = {"name": "python"}  # no version: it would change with every machine
 KEPT_CELL_METADATA = ("tags", "jupyter", "editable", "slideshow")
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SECONDS_PER_CELL = 120  # as in `make test`
 
 
@@ -40,6 +41,8 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Only what a reader can see, or needs: the same for everyone who runs the same cells."""
     widgets = notebook.metadata.get("widgets", {}).get(WIDGET_STATE)
+    if not _widget_views(notebook):
+        widgets = None
     metadata = {"kernelspec": KERNELSPEC, "language_info": LANGUAGE_INFO}
     if widgets and widgets["state"]:
         metadata["widgets"] = {WIDGET_STATE: widgets}
@@ -52,6 +55,24 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.outputs = _join_streams(cell.outputs)
     return _rename_widgets(notebook)
+
+
+def _widget_views(notebook: nbformat.NotebookNode) -> int:
+    """How many outputs are left that show a widget and nothing else.
+
+    Where an output brings a picture along, the picture is what is saved: without a kernel a widget is dead controls at
+    best and an error message at worst. Running the cell brings the controls to life.
+    """
+    views = [
+        output.data
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if WIDGET_VIEW in output.get("data", {})
+    ]
+    for data in views:
+        if "text/html" in data:
+            del data[WIDGET_VIEW]
+    return sum(WIDGET_VIEW in data for data in views)
 
 
 def _join_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:

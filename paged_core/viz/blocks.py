@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from paged_core.allocator import BlockAllocator
 from paged_core.sequence import PagedSeqState
-from paged_core.viz.style import letter, sequence_style
+from paged_core.viz.style import SequenceStyle, letter, sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
 
 WIDTH = 900  # px: a notebook's column
@@ -152,7 +152,9 @@ def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: boo
     """Whoever appears in one of these pools, and what the other looks mean."""
     blocks = [(pool, block) for pool in pools for block in range(pool.capacity)]
     indices = sorted({i for pool in pools for i, held in enumerate(pool.held) if held})
-    entries = [(sequence_style(i), f"sequence {letter(i)}" if len(indices) < 5 else letter(i)) for i in indices]
+    entries: list[tuple[SequenceStyle | str, str]] = [
+        (sequence_style(i), f"sequence {letter(i)}" if len(indices) < 5 else letter(i)) for i in indices
+    ]
     if any(pool.ref_counts[b] and not pool.holders(b) for pool, b in blocks):
         entries.append(("empty", "held elsewhere"))
     entries.append(("free", "free"))

@@ -49,7 +49,8 @@ class PoolLab:
         """The opening scene: fresh objects, and the story played on them."""
         self.allocator = BlockAllocator(self.pool.num_blocks)
         self.seqs = [PagedSeqState(self.pool.block_size, self.max_blocks_per_seq) for _ in range(self.num_seqs)]
-        self.selected, self.token, self.message, self.refused = 0, None, "", False
+        self.selected, self.message, self.refused = 0, "", False
+        self.token: int | None = None  # the position looked at; None while the sequence is empty
         for index, tokens in self.story:
             self.select(index)
             self.grow(tokens)
@@ -108,9 +109,9 @@ class PoolLab:
         seq.sync_context_len()
         self._to_newest()
         new = seq.blocks[held:]
-        took = f"took {_blocks(new)} from the top of the free list" if new else "fits in the block it has"
+        took = f"took {_blocks(new)} from the top of the free list" if new else "took no block, having room"
         copied = f"{len(new) * 4} bytes of table and 4 of length"
-        self.message = f"{name} grew by {_count(tokens, 'token')} and {took}; copied to the device: {copied}."
+        self.message = f"{name} grew by {_count(tokens, 'token')} and {took}; to the device: {copied}."
 
     def release(self) -> None:
         """Every block of the sequence back to the free list."""
@@ -145,18 +146,17 @@ class Explorer:
         self.lab = lab
         self.picture = HTML()
         self.sequence = ToggleButtons(
-            options=[(letter(i), i) for i in range(len(lab.seqs))], description="Sequence",
+            options=[(f"sequence {letter(i)}", i) for i in range(len(lab.seqs))],
             tooltips=[f"Look at sequence {letter(i)}" for i in range(len(lab.seqs))],
-            layout=Layout(width="auto", flex="0 0 auto"),
-        )  # fmt: skip
-        self.sequence.style.button_width = "56px"
-        self.token = IntSlider(description="Token", tooltip="Which token to follow", layout=Layout(width="440px"))
+        )
+        self.sequence.style.button_width = "104px"
+        self.token = IntSlider(description="Token", tooltip="Which token to follow", layout=Layout(width="340px"))
         self.tokens = IntSlider(
             value=5, min=1, max=16, description="Grow by", tooltip="How many tokens Grow adds",
-            layout=Layout(width="300px"),
+            layout=Layout(width="260px"),
         )  # fmt: skip
         self.buttons = {
-            verb: Button(description=words, tooltip=tip, icon=icon, layout=Layout(width="112px"))
+            verb: Button(description=words, tooltip=tip, icon=icon, layout=Layout(width="auto"))
             for verb, words, icon, tip in (
                 ("grow", "Grow", "plus", "As many tokens more as the slider says: a prompt, or a chunk of one"),
                 ("append", "Append 1", "angle-right", "One token more: a step of decoding"),

@@ -43,9 +43,9 @@ WASTED_COLOR = "#8A8A8A"  # memory that is reserved and holds nothing
 
 
 class SequenceStyle(NamedTuple):
-    """How sequence number `index` looks, wherever it is drawn."""
+    """How a sequence looks, wherever it is drawn."""
 
-    index: int
+    number: int
     letter: str  # A, B, ... Z, AA, ...
     color: str  # fill
     on_color: str  # text on that fill, contrast 4.5 or better
