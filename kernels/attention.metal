@@ -12,7 +12,8 @@
 //   SIMDGROUPS  simdgroups in a threadgroup
 //   HEADS, KEYS, ROWS, ROW_TILES, K_DIMS   tile sizes, explained where they are used
 //
-// Threadgroup arrays are declared as THREADGROUP_ARRAY(type, name, size), in the kernels at the end of this file.
+// Threadgroup arrays are declared as THREADGROUP_ARRAY(type, name, size), in the kernels at the end of this file, and
+// functions as METAL_FUNC, Metal's own word for inline: so that other compilers can be told what either means to them.
 
 #ifndef THREADGROUP_ARRAY
 #define THREADGROUP_ARRAY(type, name, size) threadgroup type name[size]
@@ -35,14 +36,14 @@ struct Problem {
 
 // sizes [9], scalars [2]
 template <typename Ints, typename Floats>
-Problem read_problem(Ints sizes, Floats scalars) {
+METAL_FUNC Problem read_problem(Ints sizes, Floats scalars) {
   return Problem{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7] != 0, sizes[8] != 0,
                  scalars[0], scalars[1]};
 }
 
 // From a scaled dot product to the logit. tanh is written with exp, which every executor has; its limits come out right:
 // exp overflows to infinity and the quotient to 0.
-inline float to_logit(float s, float softcap, float slope, int distance) {
+METAL_FUNC float to_logit(float s, float softcap, float slope, int distance) {
   if (softcap > 0.0f) s = softcap * (1.0f - 2.0f / (exp(2.0f * s / softcap) + 1.0f));
   return s - slope * float(distance);
 }
@@ -59,7 +60,7 @@ inline float to_logit(float s, float softcap, float slope, int distance) {
 // total is 0 where the partition has no key.
 template <typename T, int LAYOUT, int HEAD_DIM, int HEADS, int LANES, int SIMDGROUPS, int KEYS, typename Tables,
           typename Lens, typename Slopes>
-void decode_keys(
+METAL_FUNC void decode_keys(
     const device T* q,              // [num_seqs, num_q_heads, HEAD_DIM]
     const device T* k_pool,         // in LAYOUT
     const device T* v_pool,         // in LAYOUT
@@ -197,7 +198,7 @@ void decode_keys(
 
 // What acc has to be multiplied by to give the output: one over the softmax's denominator. A sink is one more logit in
 // it; it may also be the largest, so the weights are measured from it when it is. No key at all gives zeros.
-inline float normaliser(float top, float total, bool has_sink, float sink) {
+METAL_FUNC float normaliser(float top, float total, bool has_sink, float sink) {
   if (total == 0.0f) return 0.0f;
   if (!has_sink) return 1.0f / total;
   const float new_top = max(top, sink);
@@ -217,16 +218,16 @@ struct RowTile {
   int kv_head;
   int num_kv_heads;
 
-  int row(int r) const { return first_row + min(r, num_rows - 1); }
-  int query(int r) const { return row(r) / group; }
-  int head(int r) const { return kv_head * group + row(r) % group; }
-  long head_vector(int r) const { return long(first_query + query(r)) * num_kv_heads * group + head(r); }
+  METAL_FUNC int row(int r) const { return first_row + min(r, num_rows - 1); }
+  METAL_FUNC int query(int r) const { return row(r) / group; }
+  METAL_FUNC int head(int r) const { return kv_head * group + row(r) % group; }
+  METAL_FUNC long head_vector(int r) const { return long(first_query + query(r)) * num_kv_heads * group + head(r); }
 };
 
 // acc [ROWS, DIMS of this lane] += weights [ROWS, KEYS] times the KEYS V vectors. With EDGE a weight of 0 means that the
 // row does not see the key, and what it does not see must not reach it: 0 times NaN would be NaN.
 template <bool EDGE, typename T, int LAYOUT, int HEAD_DIM, int LANES, int KEYS, int ROWS, int DIMS>
-void add_values(thread float (*acc)[DIMS], const threadgroup float* weights, const device T* v_pool,
+METAL_FUNC void add_values(thread float (*acc)[DIMS], const threadgroup float* weights, const device T* v_pool,
                 const threadgroup long* v_at, Pool<T, LAYOUT, HEAD_DIM> pool, int lane) {
   constexpr int CHUNK = DIMS % 32 == 0 ? 32 : DIMS % 16 == 0 ? 16 : DIMS % 8 == 0 ? 8 : DIMS;  // dims kept in registers
   for (int chunk = 0; chunk < DIMS; chunk += CHUNK) {
@@ -259,7 +260,7 @@ void add_values(thread float (*acc)[DIMS], const threadgroup float* weights, con
 // through threadgroup memory too, because for V lanes stand for dims again.
 template <typename T, int LAYOUT, int HEAD_DIM, int LANES, int SIMDGROUPS, int KEYS, int ROWS, int ROW_TILES,
           int K_DIMS, typename Tables, typename Lens, typename Starts, typename Slopes, typename Sinks>
-void prompt_rows(
+METAL_FUNC void prompt_rows(
     const device T* q,               // [num_tokens, num_q_heads, HEAD_DIM]
     const device T* k_pool,          // in LAYOUT
     const device T* v_pool,          // in LAYOUT

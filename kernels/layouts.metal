@@ -12,27 +12,27 @@ struct Pool {
   int block_size;
 
   // X_SPLIT keeps 16 bytes of a K vector together.
-  static constexpr int X = 16 / sizeof(T);
+  static constexpr constant int X = 16 / sizeof(T);
 
-  long k_vector(int block, int head, int token) const {
+  METAL_FUNC long k_vector(int block, int head, int token) const {
     if (LAYOUT == NHD) return ((long(block) * block_size + token) * num_kv_heads + head) * HEAD_DIM;
     if (LAYOUT == X_SPLIT) return (long(block) * num_kv_heads + head) * HEAD_DIM * block_size + token * X;
     if (LAYOUT == INTERLEAVED) return ((long(block) * 2 * num_kv_heads + head) * block_size + token) * HEAD_DIM;
     return ((long(block) * num_kv_heads + head) * block_size + token) * HEAD_DIM;
   }
 
-  long v_vector(int block, int head, int token) const {
+  METAL_FUNC long v_vector(int block, int head, int token) const {
     if (LAYOUT == X_SPLIT) return (long(block) * num_kv_heads + head) * HEAD_DIM * block_size + token;
     if (LAYOUT == INTERLEAVED) return k_vector(block, num_kv_heads + head, token);
     return k_vector(block, head, token);
   }
 
-  int k_dim(int dim) const {
+  METAL_FUNC int k_dim(int dim) const {
     if (LAYOUT == X_SPLIT) return dim / X * block_size * X + dim % X;
     return dim;
   }
 
-  int v_dim(int dim) const {
+  METAL_FUNC int v_dim(int dim) const {
     if (LAYOUT == X_SPLIT) return dim * block_size;
     return dim;
   }

@@ -12,6 +12,7 @@
 #endif
 #define thread
 #define kernel
+#define METAL_FUNC inline
 
 namespace msl {
 
