@@ -63,7 +63,7 @@ def test_memory_over_time_has_a_panel_each_and_the_whole_budget(stretches):
     assert [ax.get_title(loc="left") for ax in panels] == list(stretches)
     assert all(ax.images[0].get_array().shape == (memory.ROWS, 10, 3) for ax in panels)
     assert all(tuple(ax.images[0].get_extent()) == (100, 280, 8, 0) for ax in panels)  # GiB
-    assert panels[0].get_ylabel() == "address (GiB)"
+    assert panels[0].get_ylabel() == "slots (GiB)"
     legend = [text.get_text() for text in picture.figure.legends[0].get_texts()]
     assert legend == ["written", "written by one request", "reserved, empty", "free"]
     assert picture.png().startswith(b"\x89PNG") and repr(picture) == "What is held. Slots by step."

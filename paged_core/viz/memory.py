@@ -60,12 +60,12 @@ def slot_map(stretches: Mapping[str, Stretch], *, title: str, alt: str) -> Svg:
 
 
 def memory_over_time(stretches: Mapping[str, Stretch], *, token_bytes: int, title: str, alt: str) -> Chart:
-    """The whole memory at the watched steps, one panel a stretch, addresses running down. One request stands out: of
+    """The whole memory at the watched steps, one panel a stretch, slot 0 on top. One request stands out: of
     those at the middle step, the one that is there longest.
     """
     from matplotlib.patches import Patch
 
-    with chart(1, len(stretches), title=title, alt=alt, size=(13, 6), sharey=True, squeeze=False) as (picture, axes):
+    with chart(1, len(stretches), title=title, alt=alt, size=(12, 5.4), sharey=True, squeeze=False) as (picture, axes):
         for ax, (name, stretch) in zip(axes[0], stretches.items(), strict=True):
             steps = sorted(stretch.spans)
             followed = _longest_at(stretch, steps[len(steps) // 2])
@@ -74,7 +74,7 @@ def memory_over_time(stretches: Mapping[str, Stretch], *, token_bytes: int, titl
             ax.imshow(image, aspect="auto", extent=extent, interpolation="nearest")
             ax.set(title=name, xlabel="step")
             ax.grid(visible=False)
-        axes[0][0].set_ylabel("address (GiB)")
+        axes[0][0].set_ylabel("slots (GiB)")
         looks = {
             "written": USED_COLOR,
             "written by one request": FOLLOWED_COLOR,
@@ -113,7 +113,7 @@ def _column(spans: NDArray[np.void], budget: int, followed: int) -> NDArray[np.f
 
 def budget_bars(stretches: Mapping[str, Stretch], *, since: int, token_bytes: int, title: str, alt: str) -> Chart:
     """How each memory divides into written, reserved and free, in the mean over the steps from `since` on."""
-    with chart(title=title, alt=alt, size=(11, 1.6 + 0.75 * len(stretches))) as (picture, ax):
+    with chart(title=title, alt=alt, size=(10, 1.6 + 0.75 * len(stretches))) as (picture, ax):
         left = np.zeros(len(stretches))
         for part, (words, color, hatch) in PARTS.items():
             sizes = np.array([stretch.mean(part, since) * token_bytes / GIB for stretch in stretches.values()])
@@ -141,7 +141,7 @@ def budget_bars(stretches: Mapping[str, Stretch], *, since: int, token_bytes: in
 
 def request_lengths(histograms: Mapping[str, LengthHistogram], *, title: str, alt: str) -> Chart:
     """The share of requests per bin of prompt tokens and of generated tokens."""
-    with chart(1, 2, title=title, alt=alt, size=(12, 4.6), sharey=True) as (picture, axes):
+    with chart(1, 2, title=title, alt=alt, size=(10, 4), sharey=True) as (picture, axes):
         for i, (name, histogram) in enumerate(histograms.items()):
             for axis, edges in enumerate((histogram.prompt_edges, histogram.output_edges)):
                 counts = histogram.counts.sum(axis=1 - axis)
@@ -167,7 +167,7 @@ def block_size_costs(
     running = np.array([run.mean("running", since) for run in sweep.values()])
     empty = np.array([run.mean("to_come", since) + run.mean("never", since) for run in sweep.values()])
     blocks = np.array([(run.budget - run.mean("free", since)) // size for size, run in sweep.items()])
-    with chart(1, 3, title=title, alt=alt, size=(14, 5)) as (picture, axes):
+    with chart(1, 3, title=title, alt=alt, size=(12, 4.4)) as (picture, axes):
         axes[0].plot(sizes, running, marker="o", color=LINE_COLORS[0])
         axes[0].set(title="requests at once", ylim=(0, None))
         kib = 1024
@@ -200,7 +200,7 @@ def block_size_costs(
 def queues(stretches: Mapping[str, Stretch], *, step_s: float, title: str, alt: str) -> Chart:
     """How many requests run, and how many wait, over time: means over ten seconds."""
     steps = round(10 / step_s)
-    with chart(1, 2, title=title, alt=alt, size=(12, 4.6)) as (picture, axes):
+    with chart(1, 2, title=title, alt=alt, size=(10, 4.2)) as (picture, axes):
         for i, (name, stretch) in enumerate(stretches.items()):
             look = {"label": name, "color": LINE_COLORS[i], "marker": MARKERS[i], "markevery": 6}
             for ax, counts in zip(axes, (stretch.running, stretch.waiting), strict=True):
