@@ -39,6 +39,7 @@ def test_every_span_of_a_small_memory_is_a_box_with_its_count():
         "3",
     ]  # empty slots and two step numbers
     assert {"What is held", "pages of 4", "step 0", "reserved, empty", "free"} <= set(texts)
+    assert picture.width > 600  # one panel of three steps is narrower than the legend below it
     assert sequence_style(2).color in str(picture) and "Slots by step." in str(picture)
 
 

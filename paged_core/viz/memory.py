@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from paged_core.viz.figure import Chart, chart
 from paged_core.viz.style import LIGHT, LINESTYLES, MARKERS, WASTED_COLOR, sequence_style
-from paged_core.viz.svg import SMALL, Svg
+from paged_core.viz.svg import SMALL, Svg, text_width
 from paged_core.workload import LengthHistogram, Stretch
 
 USED_COLOR, FOLLOWED_COLOR = "#2F2F2F", "#E69F00"
@@ -55,7 +55,8 @@ def slot_map(stretches: Mapping[str, Stretch], *, title: str, alt: str) -> Svg:
                     picture.cell(x, y + used * height, width, (tokens - used) * height, "empty", tokens - used, size=14)
                 picture.cell(x, y, width, used * height, look, f"{look.letter} {used}", size=14)
     looks: list = [(sequence_style(request), "written") for request in sorted(requests)]
-    picture.legend(left, bottom + 46, [*looks, ("empty", "reserved, empty"), ("free", "free")])
+    legend_end = picture.legend(left, bottom + 46, [*looks, ("empty", "reserved, empty"), ("free", "free")])
+    picture.width = max(picture.width, legend_end, text_width(title, 19) + 24)
     return picture
 
 
