@@ -35,6 +35,7 @@ demo: $(ready)
 
 notebooks: $(ready)
 	$(python) tools/notebooks.py $(NOTEBOOKS)
+	$(python) tools/picture.py
 
 lint: $(ready)
 	$(python) -m ruff check .

@@ -31,7 +31,7 @@ NUM_Q_HEADS, NUM_KV_HEADS, HEAD_DIM = 8, 2, 64
 BLOCKS_PER_LINE = 10
 COLUMNS = 78
 CAPTION_LINES = 2
-COLOURS = {"A": 39, "B": 208, "C": 36}  # blue, orange, green of the terminal's 256; the letter says the same without
+COLOURS = {"A": 214, "B": 75, "C": 36}  # of the terminal's 256, as in every figure; the letter says the same without
 SECONDS_PER_FRAME = 0.05
 SECONDS_TO_READ = 0.7
 

@@ -261,3 +261,9 @@ def test_the_ten_lines_of_the_readme_run():
     exec(code, names)
     assert names["out"].shape == (1, 8, 64)
     assert names["seq"].blocks == [0, 1, 2]
+
+
+def test_the_picture_of_the_readme_is_what_the_pool_says():
+    from tools.picture import PATH, picture
+
+    assert PATH.read_text(encoding="utf-8") == f"{picture()}\n", "run `make notebooks`"
