@@ -8,7 +8,7 @@ For tests, notebooks, and whoever changes a kernel: a trial of any executor is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -56,6 +56,13 @@ class PagedCase:
 
     def attend(self, executor: str = "ops", **changed) -> mx.array:
         return paged_attention(**{**self.arguments, "executor": executor, **changed})
+
+    def tables_with(self, entries: Mapping[tuple[int, int], int]) -> mx.array:
+        """The block tables with some entries changed, {(sequence, entry): block}: what a bug would make of them."""
+        tables = np.array(self.block_tables)
+        for at, block in entries.items():
+            tables[at] = block
+        return mx.array(tables)
 
     def queries(self, seq: int) -> slice:
         """The rows of q, and of the output, that belong to a sequence."""
