@@ -1,9 +1,9 @@
-# Every command makes .venv when it is not there yet, and nothing outside this folder is touched.
+# Every command makes .venv when it is not there yet; nothing is installed anywhere else.
 # GNU make 3.81, which is what a Mac has, is enough.
 
 VENV = .venv
-PYTHON =#          the Python to make .venv with; the newest on PATH unless given
-PORT = 8888
+PYTHON ?=#        the Python that makes .venv; the newest on PATH unless given (`make clean` to change it)
+PORT ?= 8888
 HOST = localhost#  0.0.0.0 in a container whose port is published
 NOTEBOOKS = notebooks/*.ipynb
 
@@ -53,9 +53,9 @@ clean:
 $(ready): pyproject.toml tools/make_venv.sh tools/lab_settings.json
 	@PYTHON='$(strip $(PYTHON))' sh tools/make_venv.sh $(VENV)
 	@echo 'Installing into $(VENV); the first time takes a minute or two.'
-	@$(python) -m pip install -qq --editable '.[lab,test,lint]' || { echo 'The installation failed (see above). It needs\
-	 the network, and MLX needs a Mac with Apple silicon, or Linux with glibc 2.35 or newer (Ubuntu 22.04, Debian 12).' >&2;\
-	 exit 1; }
+	@$(python) -m pip install -qq --editable '.[lab,test,lint]' || { \
+	    echo 'The installation failed, see above. It needs the network, and MLX needs a Mac with Apple silicon or' >&2; \
+	    echo 'Linux with glibc 2.35 or newer (Ubuntu 22.04, Debian 12).' >&2; exit 1; }
 	@mkdir -p $(VENV)/share/jupyter/lab/settings && \
 	    cp tools/lab_settings.json $(VENV)/share/jupyter/lab/settings/overrides.json  # no question about news at the start
 	@touch $@
