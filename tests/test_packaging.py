@@ -2,10 +2,15 @@
 
 import os
 import re
+import shlex
+import socket
 import stat
 import subprocess
 import sys
+import time
 import tomllib
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -96,8 +101,8 @@ print(*{name.partition(".")[0] for name in sys.modules})
 def test_the_import_is_quick_and_draws_in_nothing_it_does_not_need():
     seconds = []
     for _ in range(5):
-        time, modules = run(sys.executable, "-c", IMPORT, cwd=ROOT).stdout.splitlines()
-        seconds.append(float(time))
+        elapsed, modules = run(sys.executable, "-c", IMPORT, cwd=ROOT).stdout.splitlines()
+        seconds.append(float(elapsed))
         heavy = {"matplotlib", "ipywidgets", "anywidget", "IPython", "scipy", "pandas", "tqdm", "pytest", "hypothesis"}
         assert "mlx" in modules.split()
         assert not heavy & set(modules.split())
@@ -221,6 +226,40 @@ def test_make_knows_what_the_readme_and_ci_ask_of_it():
         asked = set(re.findall(r"\bmake ([a-z]+)", (ROOT / name).read_text(encoding="utf-8")))
         assert asked
         assert asked <= targets, name
+
+
+def test_make_lab_answers(tmp_path):
+    """The very command of `make lab`, on a port of its own: the tour's first page is there, and so are the kernels."""
+    with socket.create_server(("localhost", 0)) as probe:
+        port = probe.getsockname()[1]
+    recipe = run(
+        "make", "-n", "lab", f"PORT={port}", f"VENV={sys.prefix}", cwd=ROOT, env={**os.environ, "MAKEFLAGS": ""}
+    )
+    command = shlex.split(recipe.stdout.replace("\\\n", " ").partition("exec ")[2])
+    environment = {**os.environ, "JUPYTER_TOKEN": "secret", "JUPYTER_RUNTIME_DIR": str(tmp_path)}
+    with (
+        open(tmp_path / "log", "w") as log,
+        subprocess.Popen([*command, "--no-browser"], cwd=ROOT, env=environment, stdout=log, stderr=log) as lab,
+    ):
+        try:
+            for page in ("lab/tree/notebooks/00_start_here.ipynb", "api/contents/kernels/attention.metal"):
+                assert answer(f"http://localhost:{port}/{page}?token=secret", lab) == 200
+            assert f":{port}/lab/tree/notebooks/00_start_here.ipynb" in (tmp_path / "log").read_text()
+        finally:
+            lab.terminate()
+
+
+def answer(url, process, seconds=60):
+    """The HTTP status of `url`, once the server of `process` has come up."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            return urllib.request.urlopen(url).status
+        except urllib.error.HTTPError as refusal:
+            return refusal.code
+        except urllib.error.URLError:  # not up yet
+            time.sleep(0.2)
+    raise AssertionError(f"no answer from {url} within {seconds} s")
 
 
 def test_ci_runs_lint_and_tests_and_fails_when_either_does(tmp_path):
