@@ -10,6 +10,7 @@
 //   HEAD_DIM    dims in a head vector, a multiple of 8
 //   LANES       threads in a simdgroup
 //   SIMDGROUPS  simdgroups in a threadgroup
+//   WIDTH       numbers that a thread multiplies at once: 1 on a GPU, a vector's on a CPU
 //   HEADS, KEYS, ROWS, ROW_TILES, K_DIMS   tile sizes, explained where they are used
 //
 // Threadgroup arrays are declared as THREADGROUP_ARRAY(type, name, size), in the kernels at the end of this file, and
@@ -17,6 +18,25 @@
 
 #ifndef THREADGROUP_ARRAY
 #define THREADGROUP_ARRAY(type, name, size) threadgroup type name[size]
+#endif
+
+// WIDTH numbers side by side that one thread works on at once. On a GPU the lanes are the width, and WIDTH is 1; a CPU's
+// header brings the vectors that its arithmetic has.
+#ifndef HOST_VECTORS
+template <int WIDTH>
+struct VectorOf;
+template <>
+struct VectorOf<1> {
+  typedef float type;
+};
+METAL_FUNC float load_vector(const thread float* from, float) { return *from; }
+METAL_FUNC float load_vector(const threadgroup float* from, float) { return *from; }
+METAL_FUNC void store_vector(thread float* to, float value) { *to = value; }
+#endif
+
+// For loops that only count registers: the compiler writes out every turn.
+#ifndef UNROLL
+#define UNROLL _Pragma("clang loop unroll(full)")
 #endif
 
 // What is the same for every thread of a launch.
@@ -39,6 +59,13 @@ template <typename Ints, typename Floats>
 METAL_FUNC Problem read_problem(Ints sizes, Floats scalars) {
   return Problem{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7] != 0, sizes[8] != 0,
                  scalars[0], scalars[1]};
+}
+
+// Is `dim` one of the head's? Lane numbers run past the end where HEAD_DIM is no multiple of LANES; where it is, this is
+// known to be true, and a loop over a lane's dims has no condition in it.
+template <int HEAD_DIM, int LANES>
+METAL_FUNC bool in_head(int dim) {
+  return HEAD_DIM % LANES == 0 || dim < HEAD_DIM;
 }
 
 // From a scaled dot product to the logit. tanh is written with exp, which every executor has; its limits come out right:
@@ -94,7 +121,7 @@ METAL_FUNC void decode_keys(
     for (int i = 0; i < DIMS; ++i) {
       const int dim = i * LANES + lane;
       const long at = (long(seq) * problem.num_q_heads + first_head + h) * HEAD_DIM + dim;
-      query[h][i] = dim < HEAD_DIM ? problem.scale * float(q[at]) : 0.0f;
+      query[h][i] = in_head<HEAD_DIM, LANES>(dim) ? problem.scale * float(q[at]) : 0.0f;
       acc[h][i] = 0.0f;
     }
   }
@@ -121,7 +148,7 @@ METAL_FUNC void decode_keys(
       float dot[HEADS] = {};
       for (int i = 0; i < DIMS; ++i) {
         const int dim = i * LANES + lane;
-        const float k_value = dim < HEAD_DIM ? float(k[j][pool.k_dim(dim)]) : 0.0f;
+        const float k_value = in_head<HEAD_DIM, LANES>(dim) ? float(k[j][pool.k_dim(dim)]) : 0.0f;
         for (int h = 0; h < HEADS; ++h) dot[h] += query[h][i] * k_value;
       }
       for (int h = 0; h < HEADS; ++h) s[h][j] = simd_sum(dot[h]);
@@ -145,13 +172,17 @@ METAL_FUNC void decode_keys(
 
     // Values, four keys at a time: one trip of acc through a register serves all four.
     for (int j = 0; j < KEYS; j += 4) {
+      const device T* v0 = v[j];
+      const device T* v1 = v[j + 1];
+      const device T* v2 = v[j + 2];
+      const device T* v3 = v[j + 3];
       for (int i = 0; i < DIMS; ++i) {
         const int dim = i * LANES + lane;
-        if (dim >= HEAD_DIM) continue;
+        if (!in_head<HEAD_DIM, LANES>(dim)) continue;
         const int at = pool.v_dim(dim);
-        const float v0 = float(v[j][at]), v1 = float(v[j + 1][at]), v2 = float(v[j + 2][at]), v3 = float(v[j + 3][at]);
         for (int h = 0; h < HEADS; ++h)
-          acc[h][i] += s[h][j] * v0 + s[h][j + 1] * v1 + s[h][j + 2] * v2 + s[h][j + 3] * v3;
+          acc[h][i] += s[h][j] * float(v0[at]) + s[h][j + 1] * float(v1[at]) + s[h][j + 2] * float(v2[at]) +
+                       s[h][j + 3] * float(v3[at]);
       }
     }
   }
@@ -183,7 +214,7 @@ METAL_FUNC void decode_keys(
     for (int h = 0; h < HEADS; ++h) {
       for (int i = 0; i < DIMS; ++i) {
         const int dim = i * LANES + lane;
-        if (dim >= HEAD_DIM) continue;
+        if (!in_head<HEAD_DIM, LANES>(dim)) continue;
         const float before = g == 0 ? 0.0f : acc_all[h * HEAD_DIM + dim];
         acc_all[h * HEAD_DIM + dim] = before + acc[h][i];
       }
@@ -208,6 +239,12 @@ METAL_FUNC float normaliser(float top, float total, bool has_sink, float sink) {
 
 // ---------------------------------------------------------------------------------------------------------- prompts
 
+// The n-th of the numbers that a lane looks after, when each lane has WIDTH side by side.
+template <int LANES, int WIDTH>
+METAL_FUNC int nth_of_lane(int n, int lane) {
+  return (n / WIDTH * LANES + lane) * WIDTH + n % WIDTH;
+}
+
 // A row is one query head at one query token. A sequence's rows run token by token, the query heads of a KV head side
 // by side; a RowTile is a stretch of them. Row r past the last one repeats it (and is not written).
 struct RowTile {
@@ -224,31 +261,45 @@ struct RowTile {
   METAL_FUNC long head_vector(int r) const { return long(first_query + query(r)) * num_kv_heads * group + head(r); }
 };
 
-// acc [ROWS, DIMS of this lane] += weights [ROWS, KEYS] times the KEYS V vectors. With EDGE a weight of 0 means that the
-// row does not see the key, and what it does not see must not reach it: 0 times NaN would be NaN.
-template <bool EDGE, typename T, int LAYOUT, int HEAD_DIM, int LANES, int KEYS, int ROWS, int DIMS>
-METAL_FUNC void add_values(thread float (*acc)[DIMS], const threadgroup float* weights, const device T* v_pool,
-                const threadgroup long* v_at, Pool<T, LAYOUT, HEAD_DIM> pool, int lane) {
-  constexpr int CHUNK = DIMS % 32 == 0 ? 32 : DIMS % 16 == 0 ? 16 : DIMS % 8 == 0 ? 8 : DIMS;  // dims kept in registers
+// acc [ROW_TILES * ROWS, DIMS of this lane] += weights [ROW_TILES * ROWS, KEYS] times the KEYS V vectors, for the first
+// `row_tiles` times ROWS rows. With EDGE a weight of 0 means that the row does not see the key, and what it does not see
+// must not reach it: 0 times NaN would be NaN.
+template <bool EDGE, typename T, int LAYOUT, int HEAD_DIM, int LANES, int WIDTH, int KEYS, int ROWS, int DIMS>
+METAL_FUNC void add_values(thread float (*acc)[DIMS], int row_tiles, const threadgroup float* weights,
+                           const device T* v_pool, const threadgroup long* v_at, Pool<T, LAYOUT, HEAD_DIM> pool,
+                           int lane) {
+  typedef typename VectorOf<WIDTH>::type Vector;
+  constexpr int VECTORS_AT_ONCE = DIMS / WIDTH % 2 == 0 ? 2 : 1;  // ROWS times as many sums stay in registers
+  constexpr int CHUNK = VECTORS_AT_ONCE * WIDTH;
+  constexpr int KEYS_AT_ONCE = LANES == 1 ? KEYS : 1;  // a single lane has a cache to keep converted values in
   for (int chunk = 0; chunk < DIMS; chunk += CHUNK) {
-    float part[ROWS][CHUNK];
-    for (int r = 0; r < ROWS; ++r)
-      for (int i = 0; i < CHUNK; ++i) part[r][i] = acc[r][chunk + i];
-    for (int j = 0; j < KEYS; ++j) {
-      const device T* v = v_pool + v_at[j];
-      float v_values[CHUNK];
-      for (int i = 0; i < CHUNK; ++i) {
-        const int dim = (chunk + i) * LANES + lane;
-        v_values[i] = dim < HEAD_DIM ? float(v[pool.v_dim(dim)]) : 0.0f;
+    for (int key = 0; key < KEYS; key += KEYS_AT_ONCE) {
+      float values[KEYS_AT_ONCE][CHUNK];
+      for (int j = 0; j < KEYS_AT_ONCE; ++j) {
+        const device T* v = v_pool + v_at[key + j];
+        for (int i = 0; i < CHUNK; ++i) {
+          const int dim = nth_of_lane<LANES, WIDTH>(chunk + i, lane);
+          values[j][i] = in_head<HEAD_DIM, LANES>(dim) ? float(v[pool.v_dim(dim)]) : 0.0f;
+        }
       }
-      for (int r = 0; r < ROWS; ++r) {
-        const float weight = weights[r * KEYS + j];
-        if (EDGE && weight == 0.0f) continue;
-        for (int i = 0; i < CHUNK; ++i) part[r][i] += weight * v_values[i];
+      for (int t = 0; t < row_tiles; ++t) {
+        thread float(*rows)[DIMS] = acc + t * ROWS;
+        Vector part[ROWS][VECTORS_AT_ONCE];
+        UNROLL for (int r = 0; r < ROWS; ++r)
+          UNROLL for (int i = 0; i < VECTORS_AT_ONCE; ++i)
+            part[r][i] = load_vector(rows[r] + chunk + i * WIDTH, Vector());
+        for (int j = 0; j < KEYS_AT_ONCE; ++j) {
+          UNROLL for (int r = 0; r < ROWS; ++r) {
+            const float weight = weights[(t * ROWS + r) * KEYS + key + j];
+            if (EDGE && weight == 0.0f) continue;
+            UNROLL for (int i = 0; i < VECTORS_AT_ONCE; ++i)
+              part[r][i] += weight * load_vector(values[j] + i * WIDTH, Vector());
+          }
+        }
+        UNROLL for (int r = 0; r < ROWS; ++r)
+          UNROLL for (int i = 0; i < VECTORS_AT_ONCE; ++i) store_vector(rows[r] + chunk + i * WIDTH, part[r][i]);
       }
     }
-    for (int r = 0; r < ROWS; ++r)
-      for (int i = 0; i < CHUNK; ++i) acc[r][chunk + i] = part[r][i];
   }
 }
 
@@ -256,9 +307,9 @@ METAL_FUNC void add_values(thread float (*acc)[DIMS], const threadgroup float* w
 // ROW_TILES times: GROUP_ROWS = SIMDGROUPS * ROW_TILES * ROWS rows in all.
 //
 // Keys come KEYS at a time, the same for every row. K goes through threadgroup memory, K_DIMS dims at a time,
-// transposed: then lanes stand for keys (lane, lane + LANES, ...) and a logit needs no sum across lanes. The weights go
-// through threadgroup memory too, because for V lanes stand for dims again.
-template <typename T, int LAYOUT, int HEAD_DIM, int LANES, int SIMDGROUPS, int KEYS, int ROWS, int ROW_TILES,
+// transposed: then lanes stand for keys, WIDTH side by side, and a logit needs no sum across lanes. The weights go through
+// threadgroup memory too, because for V lanes stand for dims again.
+template <typename T, int LAYOUT, int HEAD_DIM, int LANES, int WIDTH, int SIMDGROUPS, int KEYS, int ROWS, int ROW_TILES,
           int K_DIMS, typename Tables, typename Lens, typename Starts, typename Slopes, typename Sinks>
 METAL_FUNC void prompt_rows(
     const device T* q,               // [num_tokens, num_q_heads, HEAD_DIM]
@@ -272,15 +323,17 @@ METAL_FUNC void prompt_rows(
     device T* out,                   // [num_tokens, num_q_heads, HEAD_DIM]
     threadgroup float* q_tile,       // [GROUP_ROWS, HEAD_DIM], scaled
     threadgroup float* k_tile,       // [K_DIMS, KEYS]
-    threadgroup float* weights_all,  // [SIMDGROUPS, ROWS, KEYS]
+    threadgroup float* weights_all,  // [GROUP_ROWS, KEYS]
     threadgroup long* v_at,          // [KEYS], where each key's V vector begins
     Problem problem, int tile, int kv_head, int simdgroup, int lane) {
   constexpr int DIMS = (HEAD_DIM + LANES - 1) / LANES;
   constexpr int KEYS_PER_LANE = KEYS / LANES;
+  constexpr int VECTORS = KEYS_PER_LANE / WIDTH;
+  typedef typename VectorOf<WIDTH>::type Vector;
   constexpr int GROUP_ROWS = SIMDGROUPS * ROW_TILES * ROWS;
   const Pool<T, LAYOUT, HEAD_DIM> pool{problem.num_kv_heads, problem.block_size};
   const int group = problem.num_q_heads / problem.num_kv_heads;
-  threadgroup float* weights = weights_all + simdgroup * ROWS * KEYS;
+  threadgroup float* weights = weights_all + simdgroup * ROW_TILES * ROWS * KEYS;
 
   // Which sequence? Sequence i's tiles begin at query_start_loc[i] * group / GROUP_ROWS + i: never too few for its rows,
   // at most one too many, and known without knowing how many tiles the others have.
@@ -297,6 +350,8 @@ METAL_FUNC void prompt_rows(
   const RowTile rows{first_query, first_row, min(GROUP_ROWS, num_queries * group - first_row), group, kv_head,
                      problem.num_kv_heads};
   const int context = context_lens[seq];
+  const int simdgroup_row = simdgroup * ROW_TILES * ROWS;  // where this simdgroup's rows begin, and how many it has:
+  const int row_tiles = min(ROW_TILES, max(0, rows.num_rows - simdgroup_row + ROWS - 1) / ROWS);
 
   for (int r = simdgroup; r < GROUP_ROWS; r += SIMDGROUPS) {
     for (int dim = lane; dim < HEAD_DIM; dim += LANES) {
@@ -332,69 +387,68 @@ METAL_FUNC void prompt_rows(
         const int block = block_tables[long(seq) * problem.max_blocks + pos / problem.block_size];
         const device T* k = k_pool + pool.k_vector(block, kv_head, pos % problem.block_size);
         if (lane == 0) v_at[j] = pool.v_vector(block, kv_head, pos % problem.block_size);
-        for (int d = lane; d < K_DIMS; d += LANES) k_tile[d * KEYS + j] = float(k[pool.k_dim(chunk + d)]);
+        float values[(K_DIMS + LANES - 1) / LANES];
+        for (int d = lane, i = 0; d < K_DIMS; d += LANES, ++i) values[i] = float(k[pool.k_dim(chunk + d)]);
+        for (int d = lane, i = 0; d < K_DIMS; d += LANES, ++i) k_tile[d * KEYS + j] = values[i];
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
 
-      for (int t = 0; t < ROW_TILES; ++t) {
-        const threadgroup float* q_rows = q_tile + (simdgroup * ROW_TILES + t) * ROWS * HEAD_DIM + chunk;
-        float part[ROWS][KEYS_PER_LANE];
-        for (int r = 0; r < ROWS; ++r)
-          for (int j = 0; j < KEYS_PER_LANE; ++j) part[r][j] = chunk == 0 ? 0.0f : s[t * ROWS + r][j];
+      for (int t = 0; t < row_tiles; ++t) {
+        const threadgroup float* q_rows = q_tile + (simdgroup_row + t * ROWS) * HEAD_DIM + chunk;
+        Vector part[ROWS][VECTORS];
+        UNROLL for (int r = 0; r < ROWS; ++r)
+          UNROLL for (int j = 0; j < VECTORS; ++j)
+            part[r][j] = chunk == 0 ? Vector() : load_vector(s[t * ROWS + r] + j * WIDTH, Vector());
         for (int d = 0; d < K_DIMS; ++d)
-          for (int r = 0; r < ROWS; ++r)
-            for (int j = 0; j < KEYS_PER_LANE; ++j)
-              part[r][j] += q_rows[r * HEAD_DIM + d] * k_tile[d * KEYS + j * LANES + lane];
-        for (int r = 0; r < ROWS; ++r)
-          for (int j = 0; j < KEYS_PER_LANE; ++j) s[t * ROWS + r][j] = part[r][j];
+          UNROLL for (int r = 0; r < ROWS; ++r)
+            UNROLL for (int j = 0; j < VECTORS; ++j)
+              part[r][j] += q_rows[r * HEAD_DIM + d] * load_vector(k_tile + d * KEYS + (j * LANES + lane) * WIDTH, Vector());
+        UNROLL for (int r = 0; r < ROWS; ++r)
+          UNROLL for (int j = 0; j < VECTORS; ++j) store_vector(s[t * ROWS + r] + j * WIDTH, part[r][j]);
       }
     }
 
     // Does every row see every key of this tile? Only at the two edges of the mask does one have to ask key by key.
     const bool edge = key + KEYS - 1 > oldest_pos || (problem.window > 0 && key <= newest_pos - problem.window);
 
-    for (int t = 0; t < ROW_TILES; ++t) {
-      const int tile_row = (simdgroup * ROW_TILES + t) * ROWS;
-      if (tile_row >= rows.num_rows) continue;
-      for (int r = 0; r < ROWS; ++r) {
-        const int at = t * ROWS + r;
-        const int pos = first_pos + rows.query(tile_row + r);
-        const float slope = problem.has_alibi ? float(alibi_slopes[rows.head(tile_row + r)]) : 0.0f;
-        float tile_top = top[at];
-        for (int j = 0; j < KEYS_PER_LANE; ++j) {
-          const int k_pos = key + j * LANES + lane;
-          s[at][j] = to_logit(s[at][j], problem.softcap, slope, pos - k_pos);
-          if (k_pos > pos || (problem.window > 0 && k_pos <= pos - problem.window)) s[at][j] = -INFINITY;
-          tile_top = max(tile_top, s[at][j]);
-        }
-        tile_top = simd_max(tile_top);
-        const float base = tile_top == -INFINITY ? 0.0f : tile_top;  // a row that has seen no key yet
-        const float rescale = exp(top[at] - base);
-        float added = 0.0f;
-        for (int j = 0; j < KEYS_PER_LANE; ++j) {
-          const float weight = exp(s[at][j] - base);
-          weights[r * KEYS + j * LANES + lane] = weight;
-          added += weight;
-        }
-        top[at] = tile_top;
-        total[at] = total[at] * rescale + simd_sum(added);
-        for (int i = 0; i < DIMS; ++i) acc[at][i] *= rescale;
+    for (int r = 0; r < row_tiles * ROWS; ++r) {
+      const int pos = first_pos + rows.query(simdgroup_row + r);
+      const float slope = problem.has_alibi ? float(alibi_slopes[rows.head(simdgroup_row + r)]) : 0.0f;
+      float tile_top = top[r];
+      for (int j = 0; j < KEYS_PER_LANE; ++j) {
+        const int k_pos = key + nth_of_lane<LANES, WIDTH>(j, lane);
+        s[r][j] = to_logit(s[r][j], problem.softcap, slope, pos - k_pos);
+        if (k_pos > pos || (problem.window > 0 && k_pos <= pos - problem.window)) s[r][j] = -INFINITY;
+        tile_top = max(tile_top, s[r][j]);
       }
-      simdgroup_barrier(mem_flags::mem_threadgroup);
-      if (edge) add_values<true, T, LAYOUT, HEAD_DIM, LANES, KEYS, ROWS, DIMS>(acc + t * ROWS, weights, v_pool, v_at, pool, lane);
-      else add_values<false, T, LAYOUT, HEAD_DIM, LANES, KEYS, ROWS, DIMS>(acc + t * ROWS, weights, v_pool, v_at, pool, lane);
-      simdgroup_barrier(mem_flags::mem_threadgroup);  // the next rows' weights go to the same place
+      tile_top = simd_max(tile_top);
+      const float base = tile_top == -INFINITY ? 0.0f : tile_top;  // a row that has seen no key yet
+      const float rescale = exp(top[r] - base);
+      float added = 0.0f;
+      for (int j = 0; j < KEYS_PER_LANE; ++j) {
+        const float weight = exp(s[r][j] - base);
+        weights[r * KEYS + nth_of_lane<LANES, WIDTH>(j, lane)] = weight;
+        added += weight;
+      }
+      top[r] = tile_top;
+      total[r] = total[r] * rescale + simd_sum(added);
+      for (int i = 0; i < DIMS; ++i) acc[r][i] *= rescale;
     }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    if (edge)
+      add_values<true, T, LAYOUT, HEAD_DIM, LANES, WIDTH, KEYS, ROWS, DIMS>(acc, row_tiles, weights, v_pool, v_at, pool, lane);
+    else
+      add_values<false, T, LAYOUT, HEAD_DIM, LANES, WIDTH, KEYS, ROWS, DIMS>(acc, row_tiles, weights, v_pool, v_at, pool, lane);
   }
 
   for (int r = 0; r < ROW_TILES * ROWS; ++r) {
-    const int row = simdgroup * ROW_TILES * ROWS + r;
+    const int row = simdgroup_row + r;
     if (row >= rows.num_rows) continue;
     const float sink = problem.has_sinks ? float(sinks[rows.head(row)]) : 0.0f;
     const float factor = normaliser(top[r], total[r], problem.has_sinks, sink);
     for (int i = 0; i < DIMS; ++i) {
-      const int dim = i * LANES + lane;
-      if (dim < HEAD_DIM) out[rows.head_vector(row) * HEAD_DIM + dim] = T(acc[r][i] * factor);
+      const int dim = nth_of_lane<LANES, WIDTH>(i, lane);
+      if (in_head<HEAD_DIM, LANES>(dim)) out[rows.head_vector(row) * HEAD_DIM + dim] = T(acc[r][i] * factor);
     }
   }
 }
@@ -490,9 +544,9 @@ for (int dim = lane; dim < HEAD_DIM; dim += LANES) {
 // grid (num_tokens * group / GROUP_ROWS + num_seqs, num_kv_heads, 1) threadgroups
 THREADGROUP_ARRAY(float, q_tile, SIMDGROUPS * ROW_TILES * ROWS * HEAD_DIM);
 THREADGROUP_ARRAY(float, k_tile, K_DIMS * KEYS);
-THREADGROUP_ARRAY(float, weights, SIMDGROUPS * ROWS * KEYS);
+THREADGROUP_ARRAY(float, weights, SIMDGROUPS * ROW_TILES * ROWS * KEYS);
 THREADGROUP_ARRAY(long, v_at, KEYS);
-prompt_rows<T, LAYOUT, HEAD_DIM, LANES, SIMDGROUPS, KEYS, ROWS, ROW_TILES, K_DIMS>(
+prompt_rows<T, LAYOUT, HEAD_DIM, LANES, WIDTH, SIMDGROUPS, KEYS, ROWS, ROW_TILES, K_DIMS>(
     q, k_pool, v_pool, block_tables, context_lens, query_start_loc, alibi_slopes, sinks, out, q_tile, k_tile, weights,
     v_at, read_problem(sizes, scalars), threadgroup_position_in_grid.x, threadgroup_position_in_grid.y,
     simdgroup_index_in_threadgroup, thread_index_in_simdgroup);

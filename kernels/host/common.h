@@ -25,22 +25,21 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 #if defined(__clang__) && defined(__FLT16_MAX__)
 typedef _Float16 half;
 #else
-// g++ 12 converts _Float16 one number at a time. These integer steps are vectorised: shift exponent and fraction into a
-// float's place, multiply the exponent's bias right (which normalises subnormals too), and put infinity and NaN back.
+// g++ 12 converts _Float16 one number at a time. These integer steps are vectorised: shift sign, exponent and fraction
+// into a float's places and correct the exponent's bias by a product, which normalises subnormals too; what was
+// infinity or NaN comes out at 2^16 or above, and is given back its exponent.
 struct half {
   uint16_t bits;
   half() = default;
   explicit half(float value);
   operator float() const {
-    const uint32_t magnitude = uint32_t(bits & 0x7fff) << 13;
-    const uint32_t all_ones = magnitude >= 0x0f800000 ? 0x70000000 : 0;  // exponent 31: to 255
-    float scaled;
-    std::memcpy(&scaled, &magnitude, 4);
-    scaled *= 0x1p112f;
-    uint32_t result;
-    std::memcpy(&result, &scaled, 4);
-    result |= all_ones | uint32_t(bits & 0x8000) << 16;
+    const int32_t placed = int32_t(uint32_t(int32_t(int16_t(bits))) << 13) & int32_t(0x8fffe000);
     float value;
+    std::memcpy(&value, &placed, 4);
+    value *= 0x1p112f;
+    uint32_t result;
+    std::memcpy(&result, &value, 4);
+    result |= (result & 0x7fffffff) >= 0x47800000 ? 0x7f800000 : 0;
     std::memcpy(&value, &result, 4);
     return value;
   }

@@ -28,7 +28,7 @@ def translation_unit(specialisation: Specialisation, kernels: KernelSource, head
             f'#include "{header}"',
             "namespace msl {",
             *map(_at_its_line, kernels.shared),
-            "inline void kernel_function(void* const* buffers, uint3 threadgroup_position_in_grid,",
+            "static inline __attribute__((always_inline)) void kernel_function(void* const* buffers, uint3 threadgroup_position_in_grid,",
             "                            uint simdgroup_index_in_threadgroup, uint thread_index_in_simdgroup) {",
             f"typedef {TYPE_NAMES[dtype]} T;",
             *(f"constexpr int {name} = {value};" for name, value in constants),

@@ -68,30 +68,37 @@ def cpu() -> str:
     return "\n".join(dict.fromkeys(x for x in lines if x.startswith(("model name", "flags", "CPU part", "Features"))))
 
 
-@cache
-def _native_flags() -> tuple[str, ...]:
-    """What tunes for this CPU, as far as the compiler takes it."""
-    wanted = ["-march=native"]
-    if "avx512f" in cpu():
-        wanted.append("-mprefer-vector-width=512")
-    built = compiler()
-    if built is None:
-        return ()
-    for count in range(len(wanted), 0, -1):
-        command = [built.path, *wanted[:count], "-x", "c++", "-E", "-", "-o", os.devnull]
-        if subprocess.run(command, input="", text=True, capture_output=True, check=False).returncode == 0:
-            return tuple(wanted[:count])
-    return ()
-
-
 # Sums may be regrouped, or no sum could be vectorised; infinities and NaN keep their meaning. Not -ffast-math: a library
 # linked with it makes the thread that loads it flush subnormal numbers to zero, NumPy's float64 too.
 FAST_SUMS = ("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-freciprocal-math")
 
 
+@cache
 def optimised() -> tuple[str, ...]:
     """The flags for code that has to be fast on this CPU."""
-    return ("-O3", *_native_flags(), *FAST_SUMS)
+    tuning = [
+        "-march=native",
+        # g++ would fuse turns of the loop over keys, and then gather from four rows at once what lies in each in line
+        "-fno-loop-unroll-and-jam",
+    ]
+    if "avx512f" in cpu():
+        tuning.append("-mprefer-vector-width=512")
+    return ("-O3", *FAST_SUMS, *filter(_accepted, tuning))
+
+
+def vector_width() -> int:
+    """Floats in one of this CPU's vectors: 16 with AVX-512, 8 with AVX, else 4 (SSE, NEON)."""
+    abilities = cpu().split()
+    return 16 if "avx512f" in abilities else 8 if "avx" in abilities else 4
+
+
+def _accepted(flag: str) -> bool:
+    """Does this machine's compiler take `flag`?"""
+    built = compiler()
+    if built is None:
+        return False
+    command = [built.path, "-Werror", flag, "-x", "c++", "-fsyntax-only", "-"]
+    return subprocess.run(command, input="", text=True, capture_output=True, check=False).returncode == 0
 
 
 def library(name: str, text: str, flags: tuple[str, ...]) -> ctypes.CDLL:

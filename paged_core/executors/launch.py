@@ -21,32 +21,34 @@ class Machine(NamedTuple):
     """What launches are fitted to: the shape of a threadgroup, and how much there must be to do."""
 
     lanes: int
+    width: int  # floats that a thread multiplies at once
     decode_simdgroups: int
     decode_keys: int  # keys scored before one update of the softmax; a multiple of 4
     head_floats: int  # of q, and again of acc, that a lane may keep: bounds the heads that share a load
     prompt_simdgroups: int
     prompt_row_tiles: int
+    prompt_rows: int  # times two vectors: what stays in registers
+    prompt_keys: int  # keys staged at a time
     q_tile_bytes: int  # bounds prompt_simdgroups
     k_tile_bytes: int  # bounds the dims of K staged at a time
     enough_threadgroups: int  # fewer than this, and long contexts are split
     min_partition: int  # keys worth a threadgroup of their own
 
-    prompt_rows = 8
-    prompt_keys = 32
-
 
 GPU = Machine(
-    lanes=32, decode_simdgroups=8, decode_keys=4, head_floats=32, prompt_simdgroups=4, prompt_row_tiles=1,
-    q_tile_bytes=16_384, k_tile_bytes=8_192, enough_threadgroups=256, min_partition=256,
+    lanes=32, width=1, decode_simdgroups=8, decode_keys=4, head_floats=32, prompt_simdgroups=4, prompt_row_tiles=1,
+    prompt_rows=8, prompt_keys=32, q_tile_bytes=16_384, k_tile_bytes=8_192, enough_threadgroups=256, min_partition=256,
 )  # fmt: skip
 
 
-def cpu(threads: int) -> Machine:
-    """A CPU with so many threads: one lane, tiles as large as its caches like, a few tasks for each thread."""
+def cpu(threads: int, width: int) -> Machine:
+    """A CPU with so many threads and so many floats to a vector: one lane, tiles as large as its caches like, a few
+    tasks for each thread. Prompts keep rows x 2 vectors of sums: of AVX2's 16 registers half, of the others' 32 half."""
+    rows = 4 if width == 8 else 8
     return Machine(
-        lanes=1, decode_simdgroups=1, decode_keys=32, head_floats=1_024, prompt_simdgroups=1, prompt_row_tiles=8,
-        q_tile_bytes=1 << 20, k_tile_bytes=1 << 20, enough_threadgroups=1 if threads == 1 else 4 * threads,
-        min_partition=256,
+        lanes=1, width=width, decode_simdgroups=1, decode_keys=32, head_floats=1_024, prompt_simdgroups=1,
+        prompt_row_tiles=64 // rows, prompt_rows=rows, prompt_keys=2 * width, q_tile_bytes=1 << 20,
+        k_tile_bytes=1 << 20, enough_threadgroups=1 if threads == 1 else 4 * threads, min_partition=256,
     )  # fmt: skip
 
 
@@ -71,8 +73,7 @@ class Specialisation(NamedTuple):
                 return 4 * (c["HEADS"] * c["HEAD_DIM"] + 2 * c["SIMDGROUPS"] * c["HEADS"])
             case "paged_prompt":
                 rows = c["SIMDGROUPS"] * c["ROW_TILES"] * c["ROWS"]
-                weights = c["SIMDGROUPS"] * c["ROWS"] * c["KEYS"]
-                return 4 * (rows * c["HEAD_DIM"] + c["K_DIMS"] * c["KEYS"] + weights) + 8 * c["KEYS"]
+                return 4 * (rows * c["HEAD_DIM"] + c["K_DIMS"] * c["KEYS"] + rows * c["KEYS"]) + 8 * c["KEYS"]
         return 0
 
     @property
@@ -196,10 +197,11 @@ def prompt_kernel(machine: Machine, dtype: mx.Dtype, layout: int, head_dim: int)
     simdgroups = machine.prompt_simdgroups
     while simdgroups > 1 and 4 * simdgroups * row_tiles * rows * head_dim > machine.q_tile_bytes:
         simdgroups //= 2
+    width = max(w for w in (1, 2, 4, 8, 16) if w <= machine.width and head_dim % w == 0)
     k_dims = max(d for d in range(8, head_dim + 1, 8) if head_dim % d == 0 and 4 * d * keys <= machine.k_tile_bytes)
     constants = (
-        ("LAYOUT", layout), ("HEAD_DIM", head_dim), ("LANES", machine.lanes), ("SIMDGROUPS", simdgroups),
-        ("KEYS", keys), ("ROWS", rows), ("ROW_TILES", row_tiles), ("K_DIMS", k_dims),
+        ("LAYOUT", layout), ("HEAD_DIM", head_dim), ("LANES", machine.lanes), ("WIDTH", width),
+        ("SIMDGROUPS", simdgroups), ("KEYS", keys), ("ROWS", rows), ("ROW_TILES", row_tiles), ("K_DIMS", k_dims),
     )  # fmt: skip
     return _fitted("paged_prompt", dtype, constants)
 

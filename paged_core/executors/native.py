@@ -92,7 +92,7 @@ def num_threads() -> int:
 
 @cache
 def _machine():
-    return cpu(num_threads())
+    return cpu(num_threads(), host.vector_width())
 
 
 @lru_cache(maxsize=None)
