@@ -9,10 +9,16 @@
 #define device
 #define constant
 #define threadgroup
+#define HOST_VECTORS  // one address space, so that one load_vector serves all pointers
 #endif
 #define thread
 #define kernel
 #define METAL_FUNC inline
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 namespace msl {
 
@@ -100,5 +106,25 @@ inline float exp(float x) {
   std::memcpy(&b, &bits[1], 4);
   return p * a * b;
 }
+
+#ifdef HOST_VECTORS
+// A thread's WIDTH numbers as the CPU's vector; loads and stores need no more alignment than a float.
+template <int WIDTH>
+struct VectorOf {
+  typedef float type __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+};
+template <>
+struct VectorOf<1> {
+  typedef float type;
+};
+template <typename Vector>
+inline Vector load_vector(const float* from, Vector) {
+  return *(const Vector*)from;
+}
+template <typename Vector>
+inline void store_vector(float* to, Vector value) {
+  *(Vector*)to = value;
+}
+#endif
 
 }  // namespace msl

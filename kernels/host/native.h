@@ -5,28 +5,7 @@
 
 #define THREADGROUP_ARRAY(type, name, size) alignas(64) type name[size]
 
-// A lane's numbers as the CPU's vectors; loads and stores need no more alignment than a float.
-#define HOST_VECTORS
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
 namespace msl {
-
-template <int WIDTH>
-struct VectorOf {
-  typedef float type __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-};
-template <typename Vector>
-inline Vector load_vector(const float* from, Vector) {
-  return *(const Vector*)from;
-}
-template <typename Vector>
-inline void store_vector(float* to, Vector value) {
-  *(Vector*)to = value;
-}
 
 inline float simd_sum(float x) { return x; }
 inline float simd_max(float x) { return x; }
