@@ -61,7 +61,7 @@ class Specialisation(NamedTuple):
 
     @property
     def label(self) -> str:
-        """A name for files and for Metal, where two kernels of one name would be taken for one another."""
+        """A name for files, no two specialisations' the same."""
         return "_".join((self.kernel, str(self.dtype).rsplit(".", 1)[-1], *(str(value) for _, value in self.constants)))
 
     @property
@@ -106,9 +106,7 @@ ARGUMENTS = {
     "paged_decode": Arguments((*_READ_KEYS, "alibi_slopes", "sinks", "sizes", "scalars"), ("out",)),
     "paged_decode_partial": Arguments((*_READ_KEYS, "alibi_slopes", "sizes", "scalars"), _PARTIALS),
     "paged_merge": Arguments((*_PARTIALS, "sinks", "sizes", "scalars"), ("out",)),
-    "paged_prompt": Arguments(
-        (*_READ_KEYS, "query_start_loc", "alibi_slopes", "sinks", "sizes", "scalars"), ("out",)
-    ),
+    "paged_prompt": Arguments((*_READ_KEYS, "query_start_loc", "alibi_slopes", "sinks", "sizes", "scalars"), ("out",)),
 }
 _INTEGERS = {"block_tables", "context_lens", "query_start_loc", "sizes"}
 _POOL_TYPED = {"q", "k_pool", "v_pool", "out"}

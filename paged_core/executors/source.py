@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -30,6 +31,12 @@ class KernelSource(NamedTuple):
     def header(self) -> str:
         """What all kernels share, as one text."""
         return "\n".join(part.text for part in self.shared)
+
+    @property
+    def digest(self) -> str:
+        """Tells this text from any other. MLX remembers compiled kernels by their names."""
+        texts = (self.header, *(part.text for part in self.bodies.values()))
+        return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
 
 
 def kernels_folder() -> Path:
