@@ -75,7 +75,7 @@ class BlockAllocator:
 
     def share(self, blocks: Iterable[int]) -> None:
         """One more reference to each block listed. InvalidBlock, and nothing changed, when one of them is not live."""
-        blocks = [self._live(block) for block in blocks]
+        blocks = self._all_live(blocks)
         for block in blocks:
             self._ref_counts[block] += 1
 
@@ -86,7 +86,7 @@ class BlockAllocator:
         All or none: an id that does not exist, is not live, or is listed more often than it is referenced raises
         InvalidBlock and changes nothing.
         """
-        blocks = [self._live(block) for block in blocks]
+        blocks = self._all_live(blocks)
         listed: dict[int, int] = {}
         for block in blocks:
             listed[block] = listed.get(block, 0) + 1
@@ -105,8 +105,11 @@ class BlockAllocator:
             raise InvalidBlock(f"block {block} does not exist: ids run from 0 to {self.capacity - 1}")
         return block
 
-    def _live(self, block: int) -> int:
-        block = self._existing(block)
-        if self._ref_counts[block] == 0:
-            raise InvalidBlock(f"block {block} is not live: it was never handed out, or was freed already")
-        return block
+    def _all_live(self, blocks: Iterable[int]) -> list[int]:
+        if not isinstance(blocks, Iterable):
+            raise TypeError(f"blocks: expected several block ids, got {blocks!r}")
+        blocks = [self._existing(block) for block in blocks]
+        for block in blocks:
+            if self._ref_counts[block] == 0:
+                raise InvalidBlock(f"block {block} is not live: it was never handed out, or was freed already")
+        return blocks

@@ -48,7 +48,7 @@ class PagedPool:
         if self.num_slots > MAX_SLOT:
             raise ValueError(f"num_blocks * block_size: expected fewer than 2^31 slots, got {self.num_slots}")
         if dtype not in POOL_DTYPES:
-            raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
+            raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype!r}")
         if not isinstance(layout, PoolLayout):
             raise TypeError(f"layout: expected one of {[x.name for x in PoolLayout]}, got {layout!r}")
         self.dtype, self.layout = dtype, layout
@@ -196,7 +196,7 @@ class PagedPool:
             raise InvalidBlock(f"{name}[{i}]: expected a {noun} from 0 to {limit - 1}, got {values[i]}")
         distinct, counts = np.unique(values, return_counts=True)
         if distinct.size < values.size:
-            raise InvalidBlock(f"{name}: {noun} {distinct[counts > 1][0]} is listed more than once")
+            raise InvalidBlock(f"{name}: expected each {noun} once, got {distinct[counts > 1][0]} more than once")
 
 
 def slot_mapping(
@@ -235,7 +235,8 @@ def slot_mapping(
         )
     for seq in np.flatnonzero(contexts > max_blocks * block_size):
         raise InvalidBlockTable(
-            f"context_lens[{seq}]: {contexts[seq]} tokens do not fit in {max_blocks} blocks of {block_size}"
+            f"context_lens[{seq}]: expected at most {max_blocks * block_size} tokens (block_tables has {max_blocks} "
+            f"entries a sequence, a block {block_size} tokens), got {contexts[seq]}"
         )
     seq_of_token = np.repeat(np.arange(num_seqs), num_queries)
     positions = (contexts - starts[1:])[seq_of_token] + np.arange(starts[-1])
