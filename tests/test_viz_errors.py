@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paged_core.cases import paged_case
-from paged_core.viz.errors import ErrorAtLength, error_at_length, error_chart, error_maps, verdict
+from paged_core.viz.errors import ErrorAtLength, error_at_length, error_chart, error_maps, verdict, verdict_map
 
 
 def rows(dtype, lost_at_the_end):
@@ -44,6 +44,18 @@ def test_error_maps_say_which_is_wrong_and_hatch_nan():
     assert axes[1].images[0].get_array().shape == (2, 8)  # heads down, queries across
     assert axes[0].get_xticks().tolist() == [8, 12]  # where the blocks of 4 begin, from position 6 on
     assert axes[0].get_ylabel() == "query head"
+
+
+def test_verdict_map_names_the_positions_that_are_wrong():
+    share = np.full((6, 2), 0.5)
+    share[2, 1], share[5, :] = 7.0, np.inf
+    picture = verdict_map(share, first_position=6, block_size=4, title="One map")
+    assert picture.alt.endswith("Wrong at the positions 8, 11.")
+    drawn = str(picture)
+    assert drawn.count('fill="url(#cross-danger)"') == 1 + 2  # the legend's, and two heads of the last query
+    assert drawn.count('fill="#D55E00"') == 1 + 1
+    assert ">8</text>" in drawn and ">12</text>" not in drawn  # blocks begin at 8, and at 12, which is past the end
+    assert verdict_map(share[:2], first_position=6, block_size=4, title="Right").alt.endswith("All within the bound.")
 
 
 def test_error_at_length_tells_the_answer_from_one_that_lost_a_token():

@@ -7,7 +7,7 @@ import pytest
 
 from paged_core import PoolLayout
 from paged_core.layouts import Geometry
-from paged_core.viz.layouts import lane_map, line_map, lines_touched, memory_map, regions, runs_of
+from paged_core.viz.layouts import LayoutExplorer, lane_map, line_map, lines_touched, memory_map, regions, runs_of
 
 SMALL = Geometry(num_blocks=8, num_kv_heads=2, block_size=4, head_dim=8)
 REAL = Geometry(num_blocks=64, num_kv_heads=8, block_size=16, head_dim=128)
@@ -104,3 +104,19 @@ def test_an_axis_that_does_not_exist_is_refused(axis):
 def test_pictures_are_small_enough_for_a_notebook():
     assert len(memory_map(SMALL, 4, colour_by="token", chosen={"head": 1, "token": 2, "dim": 3}).html) < 50_000
     assert len(line_map(REAL, 2, only={"token": 2}, line_bytes=128).html) < 60_000
+
+
+def test_the_explorer_draws_what_its_controls_say_and_is_saved_as_the_picture():
+    explorer = LayoutExplorer(SMALL, 4, block=5, chosen={"head": 1, "token": 2, "dim": 3})
+    first = memory_map(SMALL, 4, block=5, colour_by="token", chosen={"head": 1, "token": 2, "dim": 3})
+    assert explorer.picture.value == first.html
+    bundle = explorer._repr_mimebundle_()
+    assert bundle["text/html"] == first.html
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    explorer.colour_by.value = "dim"
+    explorer.access.value = ("head", "token")
+    explorer.at["token"].value = 0
+    kept = memory_map(
+        SMALL, 4, block=5, colour_by="dim", only={"head": 1, "token": 0}, chosen={"head": 1, "token": 0, "dim": 3}
+    )
+    assert explorer.picture.value == kept.html

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -13,8 +13,14 @@ from paged_core.cases import PagedCase, share_of_bound, to_numpy
 from paged_core.reference import dense_attention
 from paged_core.viz.figure import Chart, chart
 from paged_core.viz.style import LIGHT, sequence_style
+from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
 
 DECADES = 5  # an error map shows 10^-5 to 10^5 of the bound
+_VERDICTS: dict[str, dict[str, Any]] = {
+    "within the bound": {"fill": "faint"},
+    "out of bounds": {"fill": "#D55E00"},
+    "NaN": {"fill": "paper", "pattern": "cross", "pattern_color": "danger"},
+}
 ALLOWED, CAUGHT = ("#F7F7F7", "#C9D6DE"), ("#F2A65A", "#5A0A1E")  # from light to dark, in grey too
 
 
@@ -137,6 +143,38 @@ def error_maps(maps: Mapping[str, ArrayLike], *, first_position: int, block_size
         bar.ax.set_yticklabels([f"$10^{{-{DECADES}}}$", "1", f"$10^{DECADES}$"])
         bar.set_label("error / bound\nallowed up to 1; hatched: NaN")
     return picture
+
+
+def verdict_map(share: ArrayLike, *, first_position: int, block_size: int, title: str) -> Svg:
+    """One map of `error_maps` as a drawing, with three verdicts in place of shades: the same on every machine."""
+    share = np.asarray(share, float).T  # [heads, queries]
+    heads, queries = share.shape
+    cell, left, top = 30, 70, TITLE_HEIGHT + 44
+    bad = [first_position + int(query) for query in np.flatnonzero((share > 1).any(axis=0))]
+    alt = (
+        f"Heads 0 to {heads - 1} down, query positions {first_position} to {first_position + queries - 1} across. "
+        + (f"Wrong at the positions {', '.join(map(str, bad))}." if bad else "All within the bound.")
+    )
+    svg = Svg(left + queries * cell + 16, top + heads * cell + 62, title=title, alt=alt)
+    x = 12.0
+    for words, look in _VERDICTS.items():
+        svg.rect(x, TITLE_HEIGHT + 2, 22, 18, **look)
+        svg.text(x + 29, TITLE_HEIGHT + 16, words, size=SMALL)
+        x += 29 + text_width(words, SMALL) + 22
+    for head in range(heads):
+        svg.text(left - 10, top + head * cell + 20, head, anchor="end")
+        for query, value in enumerate(share[head].tolist()):
+            look = _VERDICTS[verdict(value)]
+            svg.rect(left + query * cell, top + head * cell, cell, cell, stroke="paper", radius=0, **look)
+    for query in range(queries):
+        position = first_position + query
+        if position % block_size == 0:
+            x = left + query * cell
+            svg.line([(x, top - 6), (x, top + heads * cell + 6)], width=2)
+            svg.text(x + cell / 2, top + heads * cell + 20, position, anchor="middle")
+    svg.text(12, top + heads * cell + 20, "head", size=SMALL, color="muted")
+    svg.text(left, top + heads * cell + 44, "position of the query; a block begins at each line", color="muted")
+    return svg
 
 
 def verdict(share: ArrayLike) -> str:

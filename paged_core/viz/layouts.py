@@ -264,36 +264,55 @@ def cost_chart(milliseconds: Mapping[str, Mapping[str, float]], *, title: str, r
     return picture
 
 
-def layout_explorer(geometry: Geometry, itemsize: int, *, block: int = 0) -> Any:
-    """A widget that steers `memory_map`: what to colour by, which number to follow, which access to keep apart."""
-    import ipywidgets
+class LayoutExplorer:
+    """Controls that steer `memory_map`: what to colour by, which number to follow, which access to keep apart.
 
-    sizes = dict(zip(_AXES, geometry[1:], strict=True))
-    colour_by = ipywidgets.ToggleButtons(options=_AXES, value="token", description="colour by")
-    access = ipywidgets.Dropdown(
-        options={
-            "everything": (),
-            "one token of one head (attention reads K)": ("head", "token"),
-            "one dim of one head": ("head", "dim"),
-            "one token of all heads (a write)": ("token",),
-        },
-        description="keep apart",
-        layout={"width": "28em"},
+    `chosen` = {"head": 1, "token": 2, "dim": 3} is the number to begin with. Displayed where no kernel runs, it is the
+    picture.
+    """
+
+    ACCESSES = (
+        ("everything", ()),
+        ("one token of one head: attention reads K", ("head", "token")),
+        ("one dim of one head", ("head", "dim")),
+        ("one token of all heads: a write", ("token",)),
     )
-    sliders = {axis: ipywidgets.IntSlider(min=0, max=size - 1, description=axis) for axis, size in sizes.items()}
-    picture = ipywidgets.HTML()
 
-    def draw(_=None) -> None:
-        at = {axis: slider.value for axis, slider in sliders.items()}
-        only = {axis: at[axis] for axis in access.value}
-        picture.value = memory_map(
-            geometry, itemsize, block=block, colour_by=colour_by.value, only=only, chosen=at
-        ).html
+    def __init__(self, geometry: Geometry, itemsize: int, *, block: int, chosen: Mapping[str, int]) -> None:
+        from ipywidgets import HTML, Dropdown, HBox, IntSlider, Layout, ToggleButtons, VBox
 
-    for control in (colour_by, access, *sliders.values()):
-        control.observe(draw, names="value")
-    draw()
-    return ipywidgets.VBox([ipywidgets.HBox([colour_by, access]), ipywidgets.HBox(list(sliders.values())), picture])
+        self.geometry, self.itemsize, self.block = geometry, itemsize, block
+        words = {"style": {"description_width": "initial"}}
+        self.colour_by = ToggleButtons(options=_AXES, value="token", description="Colour by", **words)
+        self.colour_by.style.button_width = "80px"
+        self.access = Dropdown(options=self.ACCESSES, description="Keep apart", layout=Layout(width="440px"), **words)
+        self.at = {
+            axis: IntSlider(value=chosen[axis], max=size - 1, description=axis, layout=Layout(width="300px"))
+            for axis, size in zip(_AXES, geometry[1:], strict=True)
+        }
+        self.picture = HTML()
+        for control in (self.colour_by, self.access, *self.at.values()):
+            control.observe(lambda change: self._show(), "value")
+        rows = [self.colour_by, self.access], list(self.at.values())
+        self.widget = VBox([*(HBox(row, layout=Layout(flex_flow="row wrap")) for row in rows), self.picture])
+        self._show()
+
+    def draw(self) -> Svg:
+        """The picture as the controls stand."""
+        at = {axis: slider.value for axis, slider in self.at.items()}
+        only = {axis: at[axis] for axis in self.access.value}
+        return memory_map(
+            self.geometry, self.itemsize, block=self.block, colour_by=self.colour_by.value, only=only, chosen=at
+        )
+
+    def __repr__(self) -> str:
+        return repr(self.draw())
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
+        return {**self.widget._repr_mimebundle_(), **self.draw()._repr_mimebundle_()}
+
+    def _show(self) -> None:
+        self.picture.value = self.draw().html
 
 
 class _Panel(NamedTuple):
@@ -342,7 +361,8 @@ def _stretches(values: NDArray, columns: int) -> list[tuple[int, int, int, Any]]
 def _tiles(mask: NDArray[np.bool_], columns: int, *, across: bool) -> list[tuple[int, int, int, int]]:
     """What is marked, in as few boxes as reading row by row finds: (row, column, height, width). `across` joins
     neighbours in a row too."""
-    open_, done = {}, []
+    open_: dict[tuple[int, int], int] = {}  # (column, width): the row where it began
+    done: list[tuple[int, int, int, int]] = []
     for row in range(-(-mask.size // columns)):
         line = mask[row * columns : (row + 1) * columns]
         if across:
