@@ -34,14 +34,20 @@ class PoolSnapshot(NamedTuple):
         """The numbers of the sequences that list this block."""
         return [i for i, blocks in enumerate(self.held) if block in blocks]
 
+    def overlisted(self, block: int) -> bool:
+        """Whether more sequences list this block than it has references: one of them reads what is not its own."""
+        return len(self.holders(block)) > self.ref_counts[block]
+
     def __str__(self) -> str:
         """In words, for alternative text."""
         held = [f"{letter(i)} holds {_listed(blocks)}" for i, blocks in enumerate(self.held) if blocks]
-        shared = [str(block) for block, count in enumerate(self.ref_counts) if count > 1]
+        shared = [block for block, count in enumerate(self.ref_counts) if count > 1]
+        wrong = [block for block in range(self.capacity) if self.overlisted(block)]
         return (
             f"A pool of {self.capacity} blocks: {self.in_use} in use, {len(self.free)} free, peak {self.peak_in_use}. "
             + "".join(f"{words}. " for words in held)
             + (f"Shared: {_listed(shared)}. " if shared else "")
+            + (f"Listed by more than have a reference: {_listed(wrong)}. " if wrong else "")
             + (f"Next out: {_listed(self.free[::-1])}." if self.free else "The free list is empty.")
         )
 
@@ -161,9 +167,9 @@ def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: boo
     x = svg.legend(x, y, entries)
     notes = []
     if any(pool.ref_counts[b] > 1 for pool, b in blocks):
-        notes.append("split cell, ×2: shared, two references")
-    if any(not pool.ref_counts[b] and pool.holders(b) for pool, b in blocks):
-        notes.append("red edge: freed, and still listed")
+        notes.append("split cell: shared, one reference each")
+    if any(pool.overlisted(b) for pool, b in blocks):
+        notes.append("red edge: listed by more than it has references")
     if changed:
         notes.append("bold edge: changed by this operation")
     svg.text(x, y + 14, "; ".join(notes), size=SMALL, color="muted")
@@ -182,10 +188,9 @@ def draw_block(svg: Svg, x, y, width, height, pool: PoolSnapshot, block: int, *,
         style = sequence_style(holder)
         words = f"{style.letter} {block}" if width >= 44 and len(holders) == 1 else style.letter if part >= 12 else ""
         svg.cell(x + i * part, y, part, height, style, words, size=min(size, 15 if len(holders) == 1 else 12))
-    freed = references == 0
-    if chosen or freed:
-        svg.rect(x, y, width, height, stroke="danger" if freed else "ink", stroke_width=4)
-    if roomy and (references > 1 or len(holders) > 1):
+    if chosen or pool.overlisted(block):
+        svg.rect(x, y, width, height, stroke="danger" if pool.overlisted(block) else "ink", stroke_width=4)
+    if width >= 56 and (references > 1 or len(holders) > 1):
         svg.rect(x + width - 24, y - 4, 26, 16, fill="paper", radius=8)
         svg.text(x + width - 11, y + 8, f"×{references}", size=12, anchor="middle", weight="bold")
         svg.text(x + 3, y + height - 3, block, size=11, color="#000000", halo="#FFFFFF")

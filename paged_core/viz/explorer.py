@@ -57,8 +57,9 @@ class PoolLab:
         self.select(0)
         if self.seq.len:
             self.follow(self.seq.len * 2 // 3)
-        grew = ", ".join(f"{letter(index)} by {tokens}" for index, tokens in self.story)
-        self.message = f"So far: {grew} tokens, in this order. Blocks went to whoever grew, so nobody's lie in a row."
+        turns = ", ".join(f"{letter(index)} by {tokens}" for index, tokens in self.story)
+        grew = f"{turns} tokens, in this order" if len(self.story) <= 8 else f"{len(self.story)} turns of growing"
+        self.message = f"So far: {grew}. Blocks went to whoever grew, so nobody's lie in a row." if self.story else ""
 
     @property
     def seq(self) -> PagedSeqState:

@@ -67,8 +67,10 @@ def table_lens(
         alt = (
             f"Position {address.position} is offset {address.offset} of logical block {address.logical_block}; entry "
             f"{address.logical_block} of the block table names physical block {address.block}; that is slot "
-            f"{address.slot}, and byte {address.byte:,} of the layer's {which.upper()} array (KV head {head}). {state}"
+            f"{address.slot}, and byte {address.byte:,} of the layer's {which.upper()} array (KV head {head}). "
         )
+        told = _device(seq)[address.logical_block]
+        alt += (f"The device's entry says {told} instead. " if told != address.block else "") + str(state)
     else:
         title = title or f"Sequence {name} holds no token"
         alt = f"There is nothing to follow. {state}"
@@ -147,7 +149,16 @@ def _draw_lens(svg: Svg, top: float, state: PoolSnapshot, seq, index, pool, addr
         for position in range(logical * block_size, (logical + 1) * block_size):
             here = address is not None and position == address.position
             look = sequence_style(index) if position < seq.len else "free"
-            svg.cell(x, rows[0], width - 2, _CELL, look, position, size=13 if width > 26 else 11, chosen=here)
+            svg.cell(
+                x,
+                rows[0],
+                width - 2,
+                _CELL,
+                look,
+                position,
+                size=13 if width > 26 and position < 100 else 11,
+                chosen=here,
+            )
             if here:
                 token_at = (x + width / 2 - 1, rows[0] + _CELL)
             x += width
@@ -198,6 +209,12 @@ def _draw_lens(svg: Svg, top: float, state: PoolSnapshot, seq, index, pool, addr
     entry_x = _LEFT + shift + (address.logical_block - entries.start + 0.5) * entry_width - 2
     _connect(svg, token_at, (entry_x, rows[1]))
     _connect(svg, (entry_x, rows[1] + _CELL + 38), (block_x[address.block], rows[2]))
+    told = _device(seq)[address.logical_block]
+    if told != address.block and told in block_x:  # what the device would read instead
+        svg.rect(block_x[told] + 2 - block_width / 2, rows[2], block_width - 4, _CELL, stroke="danger", stroke_width=4)
+        wrong_x = entry_x - 12
+        path = [(wrong_x, rows[1] + _CELL + 38), (wrong_x, rows[2] - 28), (block_x[told], rows[2] - 28)]
+        svg.line([*path, (block_x[told], rows[2] - 2)], color="danger", width=2.5, dashed=True, arrow=True)
     _connect(svg, (block_x[address.block], rows[2] + _CELL + 18), (slot_x, rows[3]))
     a, itemsize, y = address, pool.dtype.size, rows[3] + _CELL
     svg.text(12, y + 34, "in figures", size=15, weight="bold")
