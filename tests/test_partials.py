@@ -23,14 +23,14 @@ def call(case):
 
 def test_enough_threadgroups_are_not_split():
     assert split(256, 1 << 20, GPU) == 1
-    assert split(8, 1 << 20, cpu(2)) == 1
-    assert split(1, 1 << 20, cpu(1)) == 1
+    assert split(8, 1 << 20, cpu(threads=2, width=8)) == 1
+    assert split(1, 1 << 20, cpu(threads=1, width=8)) == 1
 
 
 def test_there_are_as_many_partitions_as_give_enough_threadgroups():
     assert split(8, 1 << 20, GPU) == 32  # 8 x 32 = 256
     assert split(100, 1 << 20, GPU) == 2
-    assert split(3, 1 << 20, cpu(2)) == 2  # 3 x 2 = 6; 3 x 3 would be more than 8
+    assert split(3, 1 << 20, cpu(threads=2, width=8)) == 2  # 3 x 2 = 6; 3 x 3 would be more than 8
 
 
 def test_a_partition_is_worth_a_threadgroup():

@@ -52,7 +52,7 @@ def test_a_partition_without_a_key_is_drawn_as_empty():
 
 
 def test_the_map_prints_the_rules_own_numbers():
-    picture = partials.rule_map({"a GPU": GPU, "a CPU": cpu(2)}, 8, [1, 64], [256, 8192], title="Rule")
+    picture = partials.rule_map({"a GPU": GPU, "a CPU": cpu(threads=2, width=8)}, 8, [1, 64], [256, 8192], title="Rule")
     gpu, two_threads = (axes for axes in picture.figure.axes)
     assert [text.get_text() for text in gpu.texts] == ["1", "32", "1", "1"]
     assert [text.get_text() for text in two_threads.texts] == ["1"] * 4
@@ -63,8 +63,8 @@ def test_the_map_prints_the_rules_own_numbers():
 def test_times_are_drawn_as_measured_with_the_rules_choice():
     picture = partials.partition_times({"one": {1: 9.0, 2: 5.0, 8: 4.0}}, chosen={"one": 8}, title="Times")
     line, ring = picture.figure.axes[0].lines
-    assert line.get_xdata() == [1, 2, 8] and line.get_ydata() == [9.0, 5.0, 4.0]
-    assert (ring.get_xdata(), ring.get_ydata()) == ([8], [4.0])
+    np.testing.assert_array_equal(line.get_xydata(), [[1, 9], [2, 5], [8, 4]])
+    np.testing.assert_array_equal(ring.get_xydata(), [[8, 4]])
 
 
 @pytest.mark.parametrize("size, calls, read", [(48, "1 call", 48), (16, "3 calls", 96), (7, "7 calls", 195)])

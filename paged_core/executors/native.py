@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from paged_core.executors import host
 from paged_core.executors.cpp import translation_unit
 from paged_core.executors.dlpack import pointer
-from paged_core.executors.launch import ARGUMENTS, Launch, Specialisation, cpu, launches
+from paged_core.executors.launch import ARGUMENTS, Launch, Machine, Specialisation, cpu, launches
 from paged_core.executors.source import kernel_source, kernels_folder
 from paged_core.scalars import positive
 
@@ -41,7 +41,7 @@ def run(call, num_partitions: int | None = None) -> mx.array:
     """Everything is done when this returns: no lazy result holds the pool, and the next write finds it unshared.
 
     `num_partitions` splits a decode otherwise than the rule in `launch.split` would."""
-    return _run_launches(call, launches(call, _machine(), num_partitions), _scratch_pointer)
+    return _run_launches(call, launches(call, machine(), num_partitions), _scratch_pointer)
 
 
 def partials(call, num_partitions: int) -> Partials:
@@ -56,7 +56,7 @@ def partials(call, num_partitions: int) -> Partials:
         held[name] = np.full(shape, np.nan, np.float32)
         return held[name].ctypes.data
 
-    output = _run_launches(call, launches(call, _machine(), num_partitions), fresh_pointer)
+    output = _run_launches(call, launches(call, machine(), num_partitions), fresh_pointer)
     return Partials(held["partial_acc"], held["partial_top"], held["partial_total"], output)
 
 
@@ -91,7 +91,8 @@ def num_threads() -> int:
 
 
 @cache
-def _machine():
+def machine() -> Machine:
+    """What launches are fitted to here."""
     return cpu(num_threads(), host.vector_width())
 
 
