@@ -80,7 +80,7 @@ def _run_launches(call, todo: list[Launch], partial_pointer: Callable[[str, tupl
         pointers["sizes"], pointers["scalars"] = ctypes.addressof(sizes), ctypes.addressof(scalars)
         buffers = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*map(pointers.get, inputs + outputs))
         kernel = _compiled(launch.specialisation)
-        kernel(buffers, (ctypes.c_int32 * 3)(*launch.grid), _parallel_for(), num_threads())
+        kernel(buffers, (ctypes.c_int32 * 3)(*launch.grid), parallel_for(), num_threads())
     return output.view(mx.bfloat16) if call.q.dtype == mx.bfloat16 else output
 
 
@@ -106,7 +106,7 @@ def _compiled(specialisation: Specialisation):
 
 
 @cache
-def _parallel_for() -> int:
+def parallel_for() -> int:
     """The address of the function that shares out work; see kernels/host/workers.cpp."""
     text = (kernels_folder() / "host" / "workers.cpp").read_text(encoding="utf-8")
     library = host.library("workers", text, ("-O2",))

@@ -1,0 +1,20 @@
+"""`python -m benchmarks NAME`: one of the benchmarks, printed as a table."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+NAMES = ("attention",)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--rounds", type=int, default=15, help="how often each candidate is timed (default 15)")
+    arguments = parser.parse_args()
+    import_module(f"benchmarks.{arguments.name}").main(arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
