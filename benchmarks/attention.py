@@ -5,9 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+import paged_core
 from benchmarks.bandwidth import reader
 from benchmarks.timing import medians
-import paged_core
 from paged_core import PagedPool, available_executors, paged_attention
 from paged_core.executors import native
 

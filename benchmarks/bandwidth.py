@@ -34,12 +34,11 @@ def reader(nbytes: int = 1 << 28) -> tuple[Callable[[], object], int]:
     per_task = 1 << 16
     tasks = nbytes // 4 // per_task
     numbers, sums = np.ones(tasks * per_task, np.float32), np.empty(tasks, np.float32)
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]
+    pointer, long, int_ = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    function.argtypes = [pointer, long, long, pointer, pointer, int_]
     function.restype = None
 
     def read() -> None:
-        function(
-            numbers.ctypes.data, per_task, tasks, sums.ctypes.data, native.parallel_for(), native.num_threads()
-        )
+        function(numbers.ctypes.data, per_task, tasks, sums.ctypes.data, native.parallel_for(), native.num_threads())
 
     return read, numbers.nbytes

@@ -68,8 +68,8 @@ def cpu() -> str:
     return "\n".join(dict.fromkeys(x for x in lines if x.startswith(("model name", "flags", "CPU part", "Features"))))
 
 
-# Sums may be regrouped, or no sum could be vectorised; infinities and NaN keep their meaning. Not -ffast-math: a library
-# linked with it makes the thread that loads it flush subnormal numbers to zero, NumPy's float64 too.
+# Sums may be regrouped, or no sum could be vectorised; infinities and NaN keep their meaning. Not -ffast-math: a
+# library linked with it makes the thread that loads it flush subnormal numbers to zero, NumPy's float64 too.
 FAST_SUMS = ("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-freciprocal-math")
 
 
@@ -113,7 +113,7 @@ def library(name: str, text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     headers = {path.name: path.read_bytes() for path in sorted((source.kernels_folder() / "host").iterdir())}
     went_in = repr((text, headers, flags, built, cpu()))
     stem = f"{name}-{_digest(went_in.encode())}"
-    folder = _cache_folder()
+    folder = cache_folder()
     for path in folder.glob(f"{stem}-*.so"):
         if path.name == f"{stem}-{_digest(path.read_bytes())}.so":
             return ctypes.CDLL(str(path))
@@ -136,7 +136,7 @@ def _compile(built: Compiler, text: str, flags: tuple[str, ...], folder: Path, s
 
 
 @cache
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """The folder for compiled kernels; a temporary one, for this process, where the user's cannot be written."""
     named = os.environ.get(CACHE_VARIABLE)
     folder = Path(named) if named else user_cache_path("paged_core")

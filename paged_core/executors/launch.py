@@ -5,7 +5,7 @@ All executors that run kernels/*.metal take their launches from here; they diffe
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -42,8 +42,8 @@ GPU = Machine(
 
 
 def cpu(threads: int, width: int) -> Machine:
-    """A CPU with so many threads and so many floats to a vector: one lane, tiles as large as its caches like, a few
-    tasks for each thread. Prompts keep rows x 2 vectors of sums: of AVX2's 16 registers half, of the others' 32 half."""
+    """A CPU with so many threads, and so many floats to a vector: one lane, tiles as large as its caches like, a few
+    tasks for each thread. Prompts keep rows x 2 vectors of sums in registers, half of all: AVX2 has 16, others 32."""
     rows = 4 if width == 8 else 8
     return Machine(
         lanes=1, width=width, decode_simdgroups=1, decode_keys=32, head_floats=1_024, prompt_simdgroups=1,
@@ -170,7 +170,7 @@ def launches(call, machine: Machine, num_partitions: int | None = None) -> list[
     ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def decode_kernels(machine: Machine, dtype: mx.Dtype, layout: int, head_dim: int, group: int):
     """paged_decode, paged_decode_partial and paged_merge for these arrays. One load of K or V serves HEADS query heads:
     all of the KV head's, or as large a divisor of their number as the lanes' registers hold."""
@@ -188,7 +188,7 @@ def decode_kernels(machine: Machine, dtype: mx.Dtype, layout: int, head_dim: int
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def prompt_kernel(machine: Machine, dtype: mx.Dtype, layout: int, head_dim: int) -> Specialisation:
     """paged_prompt for these arrays: as many simdgroups and dims of K at a time as threadgroup memory holds."""
     rows, keys, row_tiles = machine.prompt_rows, machine.prompt_keys, machine.prompt_row_tiles

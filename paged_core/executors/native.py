@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -96,7 +96,7 @@ def machine() -> Machine:
     return cpu(num_threads(), host.vector_width())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(specialisation: Specialisation):
     text = translation_unit(specialisation, kernel_source(), "native.h")
     function = host.library(specialisation.label, text, host.optimised()).paged_launch

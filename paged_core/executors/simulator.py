@@ -1,1 +1,2 @@
-def why_not(): return 'not built yet'
+def why_not():
+    return "not built yet"
