@@ -200,7 +200,7 @@ def check_within(output: NDArray, expected: NDArray, bound: NDArray) -> float:
     worst = np.unravel_index(np.argmax(share), share.shape)
     if share[worst] > 1:
         raise AssertionError(
-            f"element {tuple(map(int, worst))}: got {output[worst]!r}, oracle {expected[worst]!r}, "
+            f"element {tuple(map(int, worst))}: got {output[worst]:.9g}, oracle {expected[worst]:.9g}, "
             f"bound {bound[worst]:.3g}; {int(np.sum(share > 1))} of {share.size} elements are out of bounds"
         )
     return float(share[worst])

@@ -69,13 +69,6 @@ def test_error_at_length_tells_the_answer_from_one_that_lost_a_token():
     assert lost.share == pytest.approx(row.lost_token, rel=0.1)  # the same answer, by way of a length that is one short
 
 
-def test_tables_with_changes_a_copy():
-    case = paged_case(context_lens=[40])
-    before = case.block_tables.tolist()
-    assert case.tables_with({(0, 1): 77}).tolist()[0][1] == 77
-    assert case.block_tables.tolist() == before
-
-
 @pytest.mark.parametrize(
     "share, words",
     [
