@@ -90,13 +90,13 @@ class Pages:
 
     def hold(self, request: Request, num_tokens: int) -> bool:
         """Have room for so many tokens of the request. False, and nothing changed, when there is none."""
-        table = self.tables.get(request.id, [])
-        missing = -(-num_tokens // self.block_size) - len(table)
+        missing = -(-num_tokens // self.block_size) - len(self.tables.get(request.id, ()))
         if missing > 0:
             try:
-                self.tables[request.id] = table + self.allocator.allocate_n(missing)
+                new_blocks = self.allocator.allocate_n(missing)
             except PoolExhausted:
                 return False
+            self.tables.setdefault(request.id, []).extend(new_blocks)
         return True
 
     def release(self, request: Request) -> None:
@@ -225,7 +225,7 @@ def simulate(
             stretch.spans[step] = np.concatenate(
                 [np.empty(0, SPAN), *(memory.spans(r, lengths[r.id]) for r in running)]
             )
-        for request in [r for r in running if lengths[r.id] == r.total_tokens]:
+        for request in [r for r in running if lengths[r.id] >= r.total_tokens]:
             running.remove(request)
             memory.release(request)
             stretch.finished += 1
