@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import mlx.core as mx
 from paged_core import PoolLayout
 from paged_core.attention import AttentionCall, checked_call
 from paged_core.executors import metal
-from paged_core.executors.launch import GPU, Launch, Machine, launches
+from paged_core.executors.launch import GPU, Launch, Machine, Specialisation, launches
 from paged_core.layouts import Geometry
 
 HEAD_DIMS = (64, 80, 96, 112, 128, 256, 512)
@@ -38,6 +38,12 @@ def calls() -> Iterator[AttentionCall]:
     for dtype, layout, head_dim in product(DTYPES, PoolLayout, HEAD_DIMS):
         for num_seqs in (2, 9):
             yield empty_call(dtype, layout, head_dim, 4, num_seqs, 3, prompt=True)
+
+
+@cache
+def every_specialisation() -> tuple[Specialisation, ...]:
+    """Each that a GPU is asked for, once."""
+    return tuple(dict.fromkeys(step.specialisation for call in calls() for step in launches(call, GPU)))
 
 
 def empty_call(dtype, layout, head_dim, group, num_seqs, max_blocks, prompt=False) -> AttentionCall:

@@ -21,7 +21,15 @@ from paged_core.executors import host, launch, native
 from paged_core.executors.cpp import translation_unit
 from paged_core.executors.launch import ARGUMENTS, GPU, Specialisation, argument_dtype, launches
 from paged_core.executors.source import kernel_source, kernels_folder
-from tests.metal_text import DTYPES, HEAD_DIMS, calls, empty_call, every_text, generated_for, without_attributes
+from tests.metal_text import (
+    DTYPES,
+    HEAD_DIMS,
+    empty_call,
+    every_specialisation,
+    every_text,
+    generated_for,
+    without_attributes,
+)
 
 INCLUDES = (f"-I{kernels_folder() / 'host'}", f"-I{kernels_folder().parent / 'tests'}")
 STRICT = (
@@ -34,11 +42,6 @@ STRICT = (
     "-Werror",
 )
 LOOSE = ("-std=c++17", "-Werror=narrowing")  # g++ only warns of what C++, and Metal, refuse in braces
-
-
-@cache
-def every_specialisation() -> frozenset[Specialisation]:
-    return frozenset(step.specialisation for call in calls() for step in launches(call, GPU))
 
 
 @cache
@@ -304,8 +307,8 @@ def test_metal_text_run_on_the_host_gives_the_native_executors_bits(options, mon
         pytest.skip(reason)
     case = paged_case(head_dim=80, **options)
     case.check(case.attend(executor="native"))
-    todo = [step.specialisation for step in launches(checked_call(**case.arguments), native._machine())]
-    made = generated_for(native._machine(), checked_call(**case.arguments)).values()
+    todo = [step.specialisation for step in launches(checked_call(**case.arguments), native.machine())]
+    made = generated_for(native.machine(), checked_call(**case.arguments)).values()
     ours = {s: translation_unit(s, kernel_source(), "native.h") for s in todo}
     mlxs = {s: unit_of(text) for s, text in zip(todo, made, strict=True)}
     outputs = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from typing import Any
 
 import mlx.core as mx
 
@@ -48,7 +49,7 @@ def run_launches(call, todo: list[Launch], build: Callable[[str], Callable]) -> 
 
 
 @cache
-def built(kernel: str) -> Callable:
+def built(kernel: str) -> Any:
     """MLX's kernel, which specialises it as it is called. MLX compiles with Metal's safe mathematics unless told
     otherwise: exp(-inf) is 0 and a NaN stays one, as the kernels take for granted."""
     inputs, outputs = ARGUMENTS[kernel]
