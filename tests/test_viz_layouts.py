@@ -7,7 +7,16 @@ import pytest
 
 from paged_core import PoolLayout
 from paged_core.layouts import Geometry
-from paged_core.viz.layouts import LayoutExplorer, lane_map, line_map, lines_touched, memory_map, regions, runs_of
+from paged_core.viz.layouts import (
+    LayoutExplorer,
+    lane_map,
+    line_map,
+    lines_touched,
+    loads_of,
+    memory_map,
+    regions,
+    runs_of,
+)
 
 SMALL = Geometry(num_blocks=8, num_kv_heads=2, block_size=4, head_dim=8)
 REAL = Geometry(num_blocks=64, num_kv_heads=8, block_size=16, head_dim=128)
@@ -104,6 +113,33 @@ def test_an_axis_that_does_not_exist_is_refused(axis):
 def test_pictures_are_small_enough_for_a_notebook():
     assert len(memory_map(SMALL, 4, colour_by="token", chosen={"head": 1, "token": 2, "dim": 3}).html) < 50_000
     assert len(line_map(REAL, 2, only={"token": 2}, line_bytes=128).html) < 60_000
+
+
+def trace_records(rows):
+    fields = [("threadgroup", int), ("simdgroup", int), ("lane", int), ("step", int), ("buffer", "U8"), ("index", int)]
+    return np.array(rows, [*fields, ("is_write", bool)])
+
+
+def test_loads_of_a_simdgroup_are_instructions_by_lanes():
+    rows = [
+        (0, 0, 1, 5, "k_pool", 33, False),  # lane 1's second load, recorded first
+        (0, 0, 0, 0, "k_pool", 0, False),
+        (0, 0, 1, 1, "k_pool", 1, False),
+        (0, 0, 0, 4, "k_pool", 32, False),
+        (0, 0, 0, 6, "k_pool", 99, True),  # a store, another buffer, another simdgroup, another threadgroup
+        (0, 0, 0, 7, "v_pool", 99, False),
+        (0, 1, 0, 2, "k_pool", 99, False),
+        (1, 0, 0, 3, "k_pool", 99, False),
+    ]
+    assert loads_of(trace_records(rows), "k_pool").tolist() == [[0, 1], [32, 33]]
+    assert loads_of(trace_records(rows), "k_pool", simdgroup=1).tolist() == [[99]]
+    assert loads_of(trace_records(rows), "out").size == 0
+
+
+def test_loads_of_lanes_that_are_out_of_step_are_refused():
+    rows = [(0, 0, 0, 0, "k_pool", 0, False), (0, 0, 0, 1, "k_pool", 1, False), (0, 0, 1, 2, "k_pool", 2, False)]
+    with pytest.raises(ValueError, match=r"equally many loads of k_pool by each lane, got \[2, 1\]"):
+        loads_of(trace_records(rows), "k_pool")
 
 
 def test_the_explorer_draws_what_its_controls_say_and_is_saved_as_the_picture():

@@ -88,6 +88,25 @@ def runs_of(elements: ArrayLike) -> int:
     return int(np.count_nonzero(np.diff(ordered) != 1)) + bool(ordered.size)
 
 
+def loads_of(records: NDArray, buffer: str, *, threadgroup: int = 0, simdgroup: int = 0) -> NDArray[np.int64]:
+    """What one simdgroup loads from `buffer`, out of a trace's records: elements [loads, lanes], in the order of time.
+
+    Row n is the n-th load of every lane. Lanes go in step, so a row is one instruction: one request to memory.
+    ValueError when the lanes do not load equally often, for then rows would be no instructions.
+    """
+    mine = records[
+        (records["buffer"] == buffer)
+        & (records["threadgroup"] == threadgroup)
+        & (records["simdgroup"] == simdgroup)
+        & ~records["is_write"].astype(bool)
+    ]
+    lanes, counts = np.unique(mine["lane"], return_counts=True)
+    if np.unique(counts).size > 1:
+        raise ValueError(f"records: expected equally many loads of {buffer} by each lane, got {counts.tolist()}")
+    in_order = mine[np.lexsort((mine["step"], mine["lane"]))]
+    return in_order["index"].astype(np.int64).reshape(max(1, lanes.size), -1).T
+
+
 def memory_map(
     geometry: Geometry,
     itemsize: int,
