@@ -7,11 +7,12 @@ reference                  dense attention in float64: the oracle
 """
 
 from paged_core.allocator import BlockAllocator
-from paged_core.attention import paged_attention
+from paged_core.attention import paged_attention, trace
 from paged_core.errors import (
     ExecutorUnavailable,
     InvalidBlock,
     InvalidBlockTable,
+    KernelError,
     PagedCoreError,
     PoolExhausted,
     SequenceTooLong,
@@ -27,6 +28,7 @@ __all__ = [
     "ExecutorUnavailable",
     "InvalidBlock",
     "InvalidBlockTable",
+    "KernelError",
     "PagedCoreError",
     "PagedPool",
     "PagedSeqState",
@@ -39,4 +41,5 @@ __all__ = [
     "dense_attention",
     "paged_attention",
     "slot_mapping",
+    "trace",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +12,9 @@ from paged_core.arguments import as_host_ints, check_dtype, check_query_starts, 
 from paged_core.errors import InvalidBlockTable
 from paged_core.layouts import Geometry, PoolLayout
 from paged_core.scalars import finite, positive
+
+if TYPE_CHECKING:
+    from paged_core.executors.trace import Trace
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -80,6 +83,36 @@ def paged_attention(
         alibi_slopes, check,
     )  # fmt: skip
     return executors.choose(executor).run(call)
+
+
+def trace(
+    q: mx.array,
+    k_pool: mx.array,
+    v_pool: mx.array,
+    block_tables: mx.array,
+    context_lens: mx.array,
+    *,
+    query_start_loc: mx.array | None = None,
+    scale: float | None = None,
+    layout: PoolLayout = PoolLayout.HND,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: mx.array | None = None,
+    alibi_slopes: mx.array | None = None,
+    check: bool = True,
+    max_records: int = 10_000_000,
+) -> Trace:
+    """`paged_attention` in the simulator: its output, and a record of every load and store that its kernels make.
+
+    The arguments are those of `paged_attention`; see `Trace` for what comes back. A decode makes about 2 * head_dim
+    loads for each token of context and head. KernelError when there are more than `max_records` (of 16 bytes, and about
+    80 more once `Trace.records` is asked for); a SimulatorFinding when a kernel is caught at something.
+    """
+    call = checked_call(
+        q, k_pool, v_pool, block_tables, context_lens, query_start_loc, scale, layout, sliding_window, softcap, sinks,
+        alibi_slopes, check,
+    )  # fmt: skip
+    return executors.choose("simulator").simulate(call, max_records=positive("max_records", max_records))
 
 
 def checked_call(

@@ -40,4 +40,38 @@ class ExecutorUnavailable(PagedCoreError):
 
 
 class KernelError(PagedCoreError):
-    """A kernel that does not compile, or that the simulator caught at something; the message says what and where."""
+    """A kernel that does not compile, does not end, or was caught at something; the message says what and where."""
+
+
+class SimulatorFinding(KernelError):
+    """Something that the simulator caught a kernel at.
+
+    `kernel`, `buffer` (its name in the kernel) and `index` (element) say where; `threadgroup`, `simdgroup` and `lane`
+    say who; `line` is the place in the source, as "attention.metal:123". None stands for what does not apply, or for
+    a line that no debugger's tool was there to tell.
+    """
+
+    def __init__(self, message, kernel, buffer, index, threadgroup, simdgroup, lane, line) -> None:
+        self.kernel, self.buffer, self.index = kernel, buffer, index
+        self.threadgroup, self.simdgroup, self.lane, self.line = threadgroup, simdgroup, lane, line
+        super().__init__(message)
+
+    def __reduce__(self):
+        where = (self.kernel, self.buffer, self.index, self.threadgroup, self.simdgroup, self.lane, self.line)
+        return type(self), (str(self), *where)
+
+
+class StrayAccess(SimulatorFinding):
+    """A read or write outside a buffer, or a write to one that is there to be read."""
+
+
+class UninitialisedMemory(SimulatorFinding):
+    """A read of threadgroup memory or of an output that nobody has written, or an output left unwritten."""
+
+
+class DataRace(SimulatorFinding):
+    """Two threads at one element, one of them writing, and no barrier between them."""
+
+
+class Divergence(SimulatorFinding):
+    """A barrier or simd operation that not all lanes reach: on a GPU it hangs, or gives whatever it gives."""

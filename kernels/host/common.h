@@ -26,7 +26,8 @@ typedef uint32_t uint;
 struct uint3 {
   uint x, y, z;
 };
-enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+enum class mem_flags : uint32_t { mem_none, mem_device, mem_threadgroup };
+inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(uint32_t(a) | uint32_t(b)); }
 
 #if defined(__clang__) && defined(__FLT16_MAX__)
 typedef _Float16 half;

@@ -83,7 +83,7 @@ def optimised() -> tuple[str, ...]:
     ]
     if "avx512f" in cpu():
         tuning.append("-mprefer-vector-width=512")
-    return ("-O3", *FAST_SUMS, *filter(_accepted, tuning))
+    return ("-O3", *FAST_SUMS, *filter(accepts, tuning))
 
 
 def vector_width() -> int:
@@ -92,7 +92,7 @@ def vector_width() -> int:
     return 16 if "avx512f" in abilities else 8 if "avx" in abilities else 4
 
 
-def _accepted(flag: str) -> bool:
+def accepts(flag: str) -> bool:
     """Does this machine's compiler take `flag`?"""
     built = compiler()
     if built is None:
@@ -101,7 +101,12 @@ def _accepted(flag: str) -> bool:
     return subprocess.run(command, input="", text=True, capture_output=True, check=False).returncode == 0
 
 
-def library(name: str, text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+def library(name: str, text: str, flags: tuple[str, ...], mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+    """The shared library of `built_library`, loaded."""
+    return ctypes.CDLL(str(built_library(name, text, flags)), mode)
+
+
+def built_library(name: str, text: str, flags: tuple[str, ...], link_flags: tuple[str, ...] = ()) -> Path:
     """The shared library compiled from C++ `text`, from the cache where it is there and whole.
 
     `name` is for people who look into the folder. `text` may include any file of kernels/host. KernelError when the
@@ -111,28 +116,29 @@ def library(name: str, text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     if built is None:
         raise ExecutorUnavailable(why_not())
     headers = {path.name: path.read_bytes() for path in sorted((source.kernels_folder() / "host").iterdir())}
-    went_in = repr((text, headers, flags, built, cpu()))
+    went_in = repr((text, headers, flags, link_flags, built, cpu()))
     stem = f"{name}-{_digest(went_in.encode())}"
     folder = cache_folder()
     for path in folder.glob(f"{stem}-*.so"):
         if path.name == f"{stem}-{_digest(path.read_bytes())}.so":
-            return ctypes.CDLL(str(path))
+            return path
         path.unlink(missing_ok=True)  # truncated or altered
-    return ctypes.CDLL(str(_compile(built, text, flags, folder, stem)))
-
-
-def _compile(built: Compiler, text: str, flags: tuple[str, ...], folder: Path, stem: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        cpp, made = Path(work) / "kernel.cpp", Path(work) / "kernel.so"
+        cpp, compiled, linked = (Path(work) / f"kernel.{ending}" for ending in ("cpp", "o", "so"))
         cpp.write_text(text, encoding="utf-8")
         include = f"-I{source.kernels_folder() / 'host'}"
-        command = [built.path, "-std=c++17", "-shared", "-fPIC", "-pthread", "-w", *flags, include, str(cpp)]
-        answer = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False)
-        if answer.returncode:
-            raise KernelError(answer.stderr.strip() or f"{built.path} failed with status {answer.returncode}")
-        path = folder / f"{stem}-{_digest(made.read_bytes())}.so"
-        os.replace(made, path)  # in one step: nobody ever sees half a file
-        return path
+        common = (built.path, "-std=c++17", "-fPIC", "-pthread", "-w")
+        _run(*common, *flags, include, "-c", str(cpp), "-o", str(compiled))
+        _run(*common, "-shared", *link_flags, str(compiled), "-o", str(linked))
+        path = folder / f"{stem}-{_digest(linked.read_bytes())}.so"
+        os.replace(linked, path)  # in one step: nobody ever sees half a file
+    return path
+
+
+def _run(*command: str) -> None:
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise KernelError(answer.stderr.strip() or f"{command[0]} failed with status {answer.returncode}")
 
 
 @cache
