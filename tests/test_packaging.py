@@ -294,6 +294,18 @@ def test_make_says_what_it_can_do():
         assert f"make {target} " in done.stdout
 
 
+def test_the_tour_in_the_readme_is_the_tour_in_the_folder():
+    linked = re.findall(r"\(notebooks/(\w+\.ipynb)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert linked == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_every_path_that_the_readme_names_is_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:paged_core|kernels|tests|tools|notebooks|benchmarks|\.github)/[\w./]+)`", text)
+    assert len(paths) > 8
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
 def test_the_ten_lines_of_the_readme_run():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     names = {}
