@@ -18,14 +18,20 @@ LARGEST_SHARE = (
 FAST_EXECUTORS = [name for name in available_executors() if name != "simulator"]
 
 
-def seconds(action, repeats=9):
-    """The median time of `action`, once it has run twice."""
+def seconds(action, before=tuple, repeats=9):
+    """The median time of `action`, once it has run twice. Each time, `action` gets what `before` gives, untimed."""
     times = []
     for _ in range(2 + repeats):
+        given = before()
         start = perf_counter()
-        action()
+        action(*given)
         times.append(perf_counter() - start)
     return median(times[2:])
+
+
+def stays_in_place(full_copy, action, before=tuple):
+    """Whether the median time is under a twentieth of a full copy. On a busy machine one median of three must be."""
+    return any(seconds(action, before) < LARGEST_SHARE * full_copy for _ in range(3))
 
 
 @pytest.fixture(scope="module", params=PoolLayout, ids=lambda layout: layout.name)
@@ -60,46 +66,52 @@ def new_tokens():
 
 @pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
 def test_a_write_stays_in_place(pool, full_copy, new_tokens, check):
-    assert seconds(lambda: pool.write(0, *new_tokens, SLOTS, check=check)) < LARGEST_SHARE * full_copy
+    assert stays_in_place(full_copy, lambda: pool.write(0, *new_tokens, SLOTS, check=check))
 
 
 def test_a_copy_of_blocks_stays_in_place(pool, full_copy):
-    assert seconds(lambda: pool.copy_blocks([1, 2, 3000], [7, 8, 4095])) < LARGEST_SHARE * full_copy
+    assert stays_in_place(full_copy, lambda: pool.copy_blocks([1, 2, 3000], [7, 8, 4095]))
 
 
 def test_a_write_after_a_gather_stays_in_place(pool, full_copy, new_tokens):
-    gathered = []
+    kept = []
 
-    def gather_and_write():
-        gathered.append(pool.gather(0, [5, 9, 4000], 3 * BLOCK_SIZE))  # kept, as a caller might
-        pool.write(0, *new_tokens, SLOTS)
+    def gather():
+        kept.append(pool.gather(0, [5, 9, 4000], 3 * BLOCK_SIZE))  # nobody has looked at it when the next write comes
+        return ()
 
-    assert seconds(gather_and_write) < LARGEST_SHARE * full_copy
+    assert stays_in_place(full_copy, lambda: pool.write(0, *new_tokens, SLOTS), before=gather)
+
+
+def test_a_write_of_what_is_yet_to_be_computed_from_the_pool_stays_in_place(pool, full_copy, new_tokens):
+    def derive():
+        k, v = new_tokens
+        return k + pool.k(0)[7].sum(), v + pool.v(0)[8].sum()  # both wait to read the pool
+
+    assert stays_in_place(full_copy, lambda k, v: pool.write(0, k, v, SLOTS), before=derive)
 
 
 @pytest.mark.parametrize("executor", FAST_EXECUTORS)
 def test_a_write_right_after_attention_stays_in_place(pool, full_copy, new_tokens, executor):
     q = mx.random.normal((2, 2 * NUM_KV_HEADS, HEAD_DIM)).astype(mx.float16)
     tables, contexts = mx.array([[5, 9], [4000, 1]], mx.int32), mx.array([20, 32], mx.int32)
-    outputs, times = [], []
-    for _ in range(2 + 9):
-        # Nobody has looked at the output when the next write comes, and it is kept.
-        outputs.append(
-            paged_attention(q, pool.k(0), pool.v(0), tables, contexts, layout=pool.layout, executor=executor)
-        )
-        start = perf_counter()
-        pool.write(0, *new_tokens, SLOTS)
-        times.append(perf_counter() - start)
-    assert median(times[2:]) < LARGEST_SHARE * full_copy
-    assert mx.isfinite(mx.stack(outputs)).all().item()
+    kept = []
+
+    def attend():
+        kept.append(paged_attention(q, pool.k(0), pool.v(0), tables, contexts, layout=pool.layout, executor=executor))
+        return ()
+
+    assert stays_in_place(full_copy, lambda: pool.write(0, *new_tokens, SLOTS), before=attend)
+    assert mx.isfinite(mx.stack(kept)).all().item()
 
 
 def test_the_stop_watch_sees_a_copy(pool, full_copy, new_tokens):
     """A slice that is alive shares the array's memory, so the write has to copy it: that is what must not go unseen."""
 
-    def write_beside_a_slice():
+    def keep_a_slice():
         kept = pool.k(0)[1:2]
         mx.eval(kept)
-        pool.write(0, *new_tokens, SLOTS)
+        return (kept,)
 
-    assert seconds(write_beside_a_slice, repeats=3) > LARGEST_SHARE * full_copy
+    slow = seconds(lambda kept: pool.write(0, *new_tokens, SLOTS), before=keep_a_slice, repeats=3)
+    assert slow > LARGEST_SHARE * full_copy

@@ -240,6 +240,39 @@ def test_float32_arithmetic_lies_within_the_bound(feature, dtype, num_keys, head
         assert (np.abs(output - expected) <= bound).all()
 
 
+def two_keys_apart(delta):
+    """The output for values of 1 and -1 whose logits differ by `delta`."""
+    return np.tanh(delta / 2)
+
+
+def test_long_dot_products_of_large_numbers_lie_within_the_bound():
+    """Logits of some 500, each off by many roundings: what a head_dim of 512 costs when nothing cancels."""
+    v = np.stack([np.ones((1, 512)), -np.ones((1, 512))])
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        q, k = (rng.uniform(0.5, 1.5, (n, 1, 512)).astype(np.float32) for n in (1, 2))
+        s = np.zeros(2, np.float32)
+        for d in range(512):
+            s = s + q[0, 0, d] * k[:, 0, d]
+        error = np.abs(two_keys_apart(float(s[0]) - float(s[1])) - dense_attention(q, k, v, scale=1.0))
+        assert (error <= attention_error_bound(q, k, v, scale=1.0, dtype="float32")).all()
+
+
+def test_a_tanh_made_of_exponentials_lies_within_the_bound():
+    """(1 - e) / (1 + e) loses digits near zero, where a large cap has its logits: an error of some u * softcap."""
+    f32, cap = np.float32, np.float32(1000)
+    v = np.stack([np.ones((1, 8)), -np.ones((1, 8))])
+    for logits in np.random.default_rng(0).uniform(-1, 1, (20, 2)).astype(f32):
+        q, k = np.eye(1, 8, dtype=f32)[None], np.zeros((2, 1, 8), f32)
+        k[:, 0, 0] = logits
+        e = np.exp(-2 * (logits / cap))
+        capped = cap * ((f32(1) - e) / (f32(1) + e))
+        error = np.abs(
+            two_keys_apart(float(capped[0]) - float(capped[1])) - dense_attention(q, k, v, scale=1.0, softcap=cap)
+        )
+        assert (error <= attention_error_bound(q, k, v, scale=1.0, softcap=cap, dtype="float32")).all()
+
+
 def with_rows(x, rows, new):
     changed = x.copy()
     changed[rows] = new
