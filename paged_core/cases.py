@@ -64,6 +64,23 @@ class PagedCase:
             tables[at] = block
         return mx.array(tables)
 
+    def elements(self, which: str) -> NDArray[np.int64]:
+        """The elements of the K or V array ("k" or "v") that some query sees, ascending: all that a kernel may read."""
+        geometry, itemsize = self.pool.geometry, self.pool.dtype.size
+        head, dim = np.arange(geometry.num_kv_heads)[:, None], np.arange(geometry.head_dim)
+        found = []
+        for i, seq in enumerate(self.seqs):
+            rows = self.queries(i)
+            first_query = seq.len - (rows.stop - rows.start)
+            oldest = max(0, first_query + 1 - self.features.get("sliding_window", first_query + 1))
+            position = np.arange(oldest, seq.len if rows.stop > rows.start else oldest)
+            block, token = np.array(seq.blocks, np.int64)[position // seq.block_size], position % seq.block_size
+            at = self.pool.layout.element_offset(
+                which, geometry, itemsize, block=block[:, None, None], head=head, token=token[:, None, None], dim=dim
+            )
+            found.append(np.ravel(at))
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
     def queries(self, seq: int) -> slice:
         """The rows of q, and of the output, that belong to a sequence."""
         if self.query_start_loc is None:

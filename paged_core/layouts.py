@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from enum import Enum
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 X_BYTES = 16  # X_SPLIT keeps this many bytes of a head vector together: one 128-bit load
+
+Index: TypeAlias = int | NDArray[np.integer]
 
 
 class Geometry(NamedTuple):
@@ -89,8 +92,8 @@ class PoolLayout(Enum):
         return _AXES[self][_which(which)]
 
     def element_offset(
-        self, which: str, geometry: Geometry, itemsize: int, *, block: int, head: int, token: int, dim: int
-    ) -> int:
+        self, which: str, geometry: Geometry, itemsize: int, *, block: Index, head: Index, token: Index, dim: Index
+    ) -> Any:
         """Elements from the start of the K or V array to (block, head, token, dim). Arrays of indices broadcast.
 
         Worked: HND, 2 heads, block_size 4, head_dim 8: block 5, head 1, token 2, dim 3 is element

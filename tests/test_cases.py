@@ -64,6 +64,19 @@ def test_nan_is_infinitely_far_off():
         check_within(np.array([1.0, np.nan, 3.0]), np.array([1.0, 1.0, 2.0]), np.array([0.5, 0.5, 0.5]))
 
 
+@pytest.mark.parametrize("layout", PoolLayout)
+@pytest.mark.parametrize("window", [None, 6])
+def test_elements_are_those_that_hold_numbers(layout, window):
+    options = {"context_lens": [0, 9, 33], "sliding_window": window, "layout": layout, "block_size": 4}
+    for case in (paged_case(**options), paged_case(num_queries=[2, 0, 5], **options)):
+        elements = {which: case.elements(which) for which in "kv"}
+        if layout is PoolLayout.INTERLEAVED:  # one array holds both
+            assert not np.intersect1d(elements["k"], elements["v"]).size
+            elements["k"] = elements["v"] = np.union1d(elements["k"], elements["v"])
+        for which, array in (("k", case.pool.k(0)), ("v", case.pool.v(0))):
+            np.testing.assert_array_equal(elements[which], np.flatnonzero(~np.isnan(to_numpy(array))))
+
+
 def test_tables_with_changes_a_copy():
     case = paged_case(context_lens=[40])
     before = case.block_tables.tolist()

@@ -116,20 +116,21 @@ def test_pictures_are_small_enough_for_a_notebook():
 
 
 def trace_records(rows):
-    fields = [("threadgroup", int), ("simdgroup", int), ("lane", int), ("step", int), ("buffer", "U8"), ("index", int)]
-    return np.array(rows, [*fields, ("is_write", bool)])
+    fields = [(name, int) for name in ("launch", "threadgroup", "simdgroup", "lane", "step")]
+    return np.array(rows, [*fields, ("buffer", "U8"), ("index", int), ("is_write", bool)])
 
 
 def test_loads_of_a_simdgroup_are_instructions_by_lanes():
     rows = [
-        (0, 0, 1, 5, "k_pool", 33, False),  # lane 1's second load, recorded first
-        (0, 0, 0, 0, "k_pool", 0, False),
-        (0, 0, 1, 1, "k_pool", 1, False),
-        (0, 0, 0, 4, "k_pool", 32, False),
-        (0, 0, 0, 6, "k_pool", 99, True),  # a store, another buffer, another simdgroup, another threadgroup
-        (0, 0, 0, 7, "v_pool", 99, False),
-        (0, 1, 0, 2, "k_pool", 99, False),
-        (1, 0, 0, 3, "k_pool", 99, False),
+        (0, 0, 0, 1, 5, "k_pool", 33, False),  # lane 1's second load, recorded first
+        (0, 0, 0, 0, 0, "k_pool", 0, False),
+        (0, 0, 0, 1, 1, "k_pool", 1, False),
+        (0, 0, 0, 0, 4, "k_pool", 32, False),
+        (0, 0, 0, 0, 6, "k_pool", 99, True),  # a store, another buffer, another simdgroup, another threadgroup
+        (0, 0, 0, 0, 7, "v_pool", 99, False),
+        (0, 0, 1, 0, 2, "k_pool", 99, False),
+        (0, 1, 0, 0, 3, "k_pool", 99, False),
+        (1, 0, 0, 0, 8, "k_pool", 99, False),  # and another launch
     ]
     assert loads_of(trace_records(rows), "k_pool").tolist() == [[0, 1], [32, 33]]
     assert loads_of(trace_records(rows), "k_pool", simdgroup=1).tolist() == [[99]]
@@ -137,7 +138,7 @@ def test_loads_of_a_simdgroup_are_instructions_by_lanes():
 
 
 def test_loads_of_lanes_that_are_out_of_step_are_refused():
-    rows = [(0, 0, 0, 0, "k_pool", 0, False), (0, 0, 0, 1, "k_pool", 1, False), (0, 0, 1, 2, "k_pool", 2, False)]
+    rows = [(0, 0, 0, lane, step, "k_pool", step, False) for step, lane in enumerate((0, 0, 1))]
     with pytest.raises(ValueError, match=r"equally many loads of k_pool by each lane, got \[2, 1\]"):
         loads_of(trace_records(rows), "k_pool")
 

@@ -88,7 +88,9 @@ def runs_of(elements: ArrayLike) -> int:
     return int(np.count_nonzero(np.diff(ordered) != 1)) + bool(ordered.size)
 
 
-def loads_of(records: NDArray, buffer: str, *, threadgroup: int = 0, simdgroup: int = 0) -> NDArray[np.int64]:
+def loads_of(
+    records: NDArray, buffer: str, *, launch: int = 0, threadgroup: int = 0, simdgroup: int = 0
+) -> NDArray[np.int64]:
     """What one simdgroup loads from `buffer`, out of a trace's records: elements [loads, lanes], in the order of time.
 
     Row n is the n-th load of every lane. Lanes go in step, so a row is one instruction: one request to memory.
@@ -96,9 +98,10 @@ def loads_of(records: NDArray, buffer: str, *, threadgroup: int = 0, simdgroup: 
     """
     mine = records[
         (records["buffer"] == buffer)
+        & (records["launch"] == launch)
         & (records["threadgroup"] == threadgroup)
         & (records["simdgroup"] == simdgroup)
-        & ~records["is_write"].astype(bool)
+        & ~records["is_write"]
     ]
     lanes, counts = np.unique(mine["lane"], return_counts=True)
     if np.unique(counts).size > 1:
