@@ -1,11 +1,20 @@
 """The simulator: right answers, traces that are the kernels' own loads, and kernels caught at what they do wrong."""
 
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
+import paged_core
 from paged_core import KernelError, PoolLayout, trace
 from paged_core.cases import paged_case
+from paged_core.executors import host, simulator
 from paged_core.executors.source import files
 
 from .cases import DTYPES, LAYOUTS
@@ -117,3 +126,50 @@ def test_no_sequence_at_all():
         layout=case.pool.layout,
     )  # fmt: skip
     assert seen.output.shape == (0, 1, 64) and len(seen.records) == 0
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_tracing_a_decode_takes_less_than_two_seconds(head_dim):
+    case = paged_case(context_lens=[200] * 4, num_q_heads=8, num_kv_heads=8, head_dim=head_dim)
+    trace(**case.arguments)  # compiles
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        records = trace(**case.arguments).records
+        seconds.append(time.perf_counter() - start)
+    assert (records["buffer"] == "v_pool").sum() == 4 * 200 * 8 * head_dim
+    assert min(seconds) < 2
+
+
+COUNT_ACCESSES = """
+from collections import Counter
+from paged_core import trace
+from paged_core.cases import paged_case
+for options in ({"context_lens": [5, 300], "dtype": "float16"}, {"context_lens": [50], "num_queries": [20]}):
+    case = paged_case(**options, alibi=True, sinks=True)
+    seen = trace(**case.arguments)
+    case.check(seen.output)
+    names, writes = seen.records["buffer"].tolist(), seen.records["is_write"].tolist()
+    print(sorted(Counter(zip(names, writes)).items()))
+"""
+
+
+def test_every_compiler_shows_the_same_accesses():
+    compilers = [path for name in ("g++", "clang++", "clang++-19") if (path := shutil.which(name))]
+    answers = []
+    for path in compilers:
+        environment = {**os.environ, "CXX": path, "PYTHONPATH": str(Path(paged_core.__file__).parents[1])}
+        command = [sys.executable, "-c", COUNT_ACCESSES]
+        answers.append(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    assert answers and "k_pool" in answers[0] and len(set(answers)) == 1
+
+
+def test_what_it_needs_is_said(monkeypatch):
+    why_not = simulator.why_not.__wrapped__  # without the memory of this machine's answer
+    assert why_not() is None
+    monkeypatch.setattr(host, "accepts", lambda flag: False)
+    assert "-fsanitize=thread" in why_not()
+    monkeypatch.setattr(simulator.sys, "platform", "win32")
+    assert "needs Linux or macOS" in why_not()
+    monkeypatch.setattr(host, "compiler", lambda: None)
+    assert "no C++ compiler" in why_not()

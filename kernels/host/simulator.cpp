@@ -49,18 +49,18 @@ struct Record {
 
 // What Python reads: one thread, or two, caught at something.
 struct Finding {
-  int32_t kind;
-  int32_t slot;
-  int64_t index;
-  int64_t size;
-  int64_t threadgroup, other_threadgroup;
-  int32_t thread, other;
-  int32_t is_write, other_is_write;
-  int64_t site, other_site;            // offsets in the kernel's library; -1 where there is none
-  int32_t operation, other_operation;  // where the thread waits; -1 where it is done
-  int32_t line, other_line;
-  const char *file, *other_file;
-  const char* why;
+  int32_t kind = NONE;
+  int32_t slot = 0;
+  int64_t index = 0;
+  int64_t size = 0;
+  int64_t threadgroup = 0, other_threadgroup = 0;
+  int32_t thread = 0, other = 0;
+  int32_t is_write = 0, other_is_write = 0;
+  int64_t site = -1, other_site = -1;            // offsets in the kernel's library; -1 where there is none
+  int32_t operation = -1, other_operation = -1;  // where the thread waits; -1 where it is done
+  int32_t line = 0, other_line = 0;
+  const char *file = nullptr, *other_file = nullptr;
+  const char* why = nullptr;
 };
 
 // When something was done, as far as barriers can tell, and by whom.
@@ -183,7 +183,6 @@ class Simulation {
     const Buffer& buffer = buffers_[slot];
     for (int64_t i = 0; i < buffer.count; ++i) {
       if (buffer.outputs[i].writer) continue;
-      finding_ = Finding();
       finding_.kind = LEFT_OUT;
       finding_.slot = slot;
       finding_.index = i;
@@ -543,7 +542,7 @@ class Simulation {
   std::vector<int32_t> site_table_;
   std::vector<Record> records_;
   std::vector<int64_t> starts_;  // of each threadgroup's records
-  Finding finding_ = {};
+  Finding finding_;
 };
 
 Simulation* current = nullptr;  // the one that runs; Python holds a lock

@@ -311,7 +311,7 @@ def _find_lines(libraries: list[Path], sites: Sites) -> list[str]:
     """The source line of each site, where the launches' kernels lie in `libraries`."""
     lines = [""] * len(sites.offsets)
     for number, library in enumerate(libraries):
-        mine = np.flatnonzero((sites.launches == number) & (sites.offsets >= 0))
+        mine = np.flatnonzero((sites.launches == number) & (sites.offsets > 0))
         for i, line in zip(mine, _lines(library, sites.offsets[mine] - 1), strict=True):  # a call returns past it
             lines[i] = line
     return lines
