@@ -70,7 +70,7 @@ def pool_map(pool: PoolSnapshot, *, title: str = "The pool, block by block", cho
     draw_grid(svg, 12, TITLE_HEIGHT, pool, chosen=chosen)
     draw_free_list(svg, 660, TITLE_HEIGHT, pool)
     draw_gauge(svg, 12, grid_bottom + 14, _GRID_WIDTH - 5, pool)
-    draw_legend(svg, 12, bottom + 8, pool)
+    svg.height = draw_legend(svg, 12, bottom + 8, pool) + 10
     return svg
 
 
@@ -105,7 +105,7 @@ def filmstrip(frames: Sequence[tuple[str, PoolSnapshot]], *, title: str) -> Svg:
             stack_x, y + 22, " ".join(shown[:6]) + (" ..." if len(shown) > 6 else "") or "none", mono=True, size=14
         )
         before = pool
-    draw_legend(svg, 12, top + row * len(frames) + 10, *(pool for _, pool in frames), changed=True)
+    svg.height = draw_legend(svg, 12, top + row * len(frames) + 10, *(pool for _, pool in frames), changed=True) + 10
     return svg
 
 
@@ -154,8 +154,8 @@ def draw_gauge(svg: Svg, x: float, y: float, width: float, pool: PoolSnapshot) -
     svg.text(peak, y + 42, f"peak {pool.peak_in_use}", size=15, anchor=anchor)
 
 
-def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: bool = False) -> None:
-    """Whoever appears in one of these pools, and what the other looks mean."""
+def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: bool = False) -> float:
+    """Whoever appears in one of these pools, and what the other looks mean; returns where it ends, in px."""
     blocks = [(pool, block) for pool in pools for block in range(pool.capacity)]
     indices = sorted({i for pool in pools for i, held in enumerate(pool.held) if held})
     entries: list[tuple[SequenceStyle | str, str]] = [
@@ -164,15 +164,19 @@ def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: boo
     if any(pool.ref_counts[b] and not pool.holders(b) for pool, b in blocks):
         entries.append(("empty", "held elsewhere"))
     entries.append(("free", "free"))
-    x = svg.legend(x, y, entries)
+    start, x = x, svg.legend(x, y, entries)
     notes = []
     if any(pool.ref_counts[b] > 1 for pool, b in blocks):
-        notes.append("split cell: shared, one reference each")
+        notes.append("split cell: shared")
     if any(pool.overlisted(b) for pool, b in blocks):
         notes.append("red edge: listed by more than it has references")
     if changed:
-        notes.append("bold edge: changed by this operation")
-    svg.text(x, y + 14, "; ".join(notes), size=SMALL, color="muted")
+        notes.append("bold edge: changed here")
+    words = "; ".join(notes)
+    if x + text_width(words, SMALL) > svg.width:
+        x, y = start, y + 22
+    svg.text(x, y + 14, words, size=SMALL, color="muted")
+    return y + 18
 
 
 def draw_block(svg: Svg, x, y, width, height, pool: PoolSnapshot, block: int, *, chosen: bool) -> None:

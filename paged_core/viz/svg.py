@@ -71,6 +71,8 @@ class Svg:
         weight: str = "normal", mono: bool = False, halo: str | None = None,
     ) -> None:  # fmt: skip
         """Words with their baseline at `y`. `anchor` start, middle or end; `halo` a colour that keeps a pattern off."""
+        if not str(words):
+            return
         extra = "" if weight == "normal" else f' font-weight="{weight}"'
         extra += f' font-family="{MONO}"' if mono else ""
         extra += "" if anchor == "start" else f' text-anchor="{anchor}"'
@@ -129,9 +131,9 @@ class Svg:
                 pattern_color=stroke, dashed=look == "free" and not chosen,
             )  # fmt: skip
             halo = fill if pattern != "plain" else None
-        if str(label):
-            middle, baseline = x + width / 2, y + height / 2 + size * 0.36
-            self.text(middle, baseline, label, size=size, anchor="middle", weight="bold", color=color, halo=halo)
+        size = min(size, (width - 4) / (0.7 * len(str(label)))) if str(label) else size  # a long number shrinks
+        middle, baseline = x + width / 2, y + height / 2 + size * 0.36
+        self.text(middle, baseline, label, size=size, anchor="middle", weight="bold", color=color, halo=halo)
 
     def legend(self, x: float, y: float, entries: Sequence[tuple[SequenceStyle | str, str]]) -> float:
         """One row of (look, words) beginning at (x, y); returns where it ends, in px."""

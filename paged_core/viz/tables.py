@@ -91,7 +91,7 @@ def table_lens(
         size=15,
         color="ink" if state.free else "danger",
     )
-    draw_legend(svg, 12, y + 84, state)
+    svg.height = draw_legend(svg, 12, y + 84, state) + 10
     return svg
 
 
@@ -117,7 +117,7 @@ def mirrors(
         svg.cell(12, y + 2, 34, _CELL, sequence_style(i), letter(i))
         svg.text(_LEFT - 12, y + 24, "host", size=15, weight="bold", anchor="end")
         svg.text(_LEFT - 12, y + 24 + 40, "device", size=15, weight="bold", anchor="end")
-        _draw_table(svg, y + 2, seq, i, range(seq.max_blocks_per_seq), width, None)
+        _draw_table(svg, _LEFT, y + 2, seq, i, range(seq.max_blocks_per_seq), width, None)
         svg.text(lens_x, y + 24, f"len {seq.len}", size=15)
         in_step = seq.context_lens.item() == seq.len
         words = f"context_lens {seq.context_lens.item()}"
@@ -129,123 +129,132 @@ def mirrors(
 
 def _draw_lens(svg: Svg, top: float, state: PoolSnapshot, seq, index, pool, address: TokenAddress | None, head, which):
     """Four rows, and an arrow from each to the next."""
-    block_size, chosen = seq.block_size, address.logical_block if address else None
     rows = [top + 24, top + 110, top + 240, top + 328]
     names = ["positions", "block table", "pool", f"slots of block {address.block}" if address else "slots"]
     for i, (y, name) in enumerate(zip(rows, names, strict=True), 1):
-        svg.text(12, y + 23, f"{i}  {name}", size=15, weight="bold")
-
-    # 1: the tokens of the sequence, block by block
-    room = len(seq.blocks)
-    shown = _window(room, max(1, 24 // block_size), chosen or 0)
-    width = min(30.0, (_RIGHT - _LEFT - 60) / max(1, len(shown) * block_size) - 1)
-    x, token_at = _ellipsis(svg, _LEFT, rows[0], shown.start > 0), (0.0, 0.0)
-    if not room:
-        svg.text(_LEFT, rows[0] + 23, "no token, no block", size=15, color="muted")
-    for logical in shown:
-        svg.text(
-            x, rows[0] - 6, f"logical block {logical}" if block_size * width > 100 else logical, size=12, color="muted"
-        )
-        for position in range(logical * block_size, (logical + 1) * block_size):
-            here = address is not None and position == address.position
-            look = sequence_style(index) if position < seq.len else "free"
-            svg.cell(
-                x,
-                rows[0],
-                width - 2,
-                _CELL,
-                look,
-                position,
-                size=13 if width > 26 and position < 100 else 11,
-                chosen=here,
-            )
-            if here:
-                token_at = (x + width / 2 - 1, rows[0] + _CELL)
-            x += width
-        x += 8
-    _ellipsis(svg, x, rows[0], shown.stop < room)
-
-    # 2: the block table, on the host and on the device
-    entries = _window(seq.max_blocks_per_seq, 12, chosen or 0)
-    svg.text(_LEFT - 12, rows[1] + 23, "host", size=SMALL, anchor="end")
-    svg.text(_LEFT - 12, rows[1] + 61, "device", size=SMALL, anchor="end")
-    entry_width = min(56.0, (_RIGHT - _LEFT - 60) / len(entries))
-    shift = _ellipsis(svg, _LEFT, rows[1], entries.start > 0) - _LEFT
-    _draw_table(svg, rows[1], seq, index, entries, entry_width, chosen, shift)
-    _ellipsis(svg, _LEFT + shift + len(entries) * entry_width, rows[1], entries.stop < seq.max_blocks_per_seq)
-
-    # 3: the pool's blocks
-    blocks = _window(state.capacity, 16, address.block if address else 0)
-    block_width = min(56.0, (_RIGHT - _LEFT - 60) / max(1, len(blocks)))
-    x = _ellipsis(svg, _LEFT, rows[2], blocks.start > 0)
-    block_x = {}
-    for block in blocks:
-        draw_block(
-            svg, x, rows[2], block_width - 4, _CELL, state, block, chosen=address is not None and block == address.block
-        )
-        svg.text(x + block_width / 2 - 2, rows[2] + _CELL + 15, block, size=12, color="muted", anchor="middle")
-        block_x[block] = x + block_width / 2 - 2
-        x += block_width
-    _ellipsis(svg, x, rows[2], blocks.stop < state.capacity)
+        svg.text(12, y + 23, f"{i}  {name}", size=15 if len(name) < 17 else 13, weight="bold")
+    token_x = _draw_positions(svg, rows[0], seq, index, address)
+    entry_x = _draw_entries(svg, rows[1], seq, index, address)
+    block_x = _draw_blocks(svg, rows[2], state, address)
     if address is None:
+        svg.text(_LEFT, rows[0] + 23, "no token", size=15, color="muted")
         svg.text(_LEFT, rows[3] + 23, "nothing to follow: grow the sequence first", size=15, color="muted")
         return
-
-    # 4: the slots of that block, and the sums
-    slots = _window(block_size, 16, address.offset)
-    slot_width = min(56.0, (_RIGHT - _LEFT - 60) / len(slots))
-    x = _ellipsis(svg, _LEFT, rows[3], slots.start > 0)
-    slot_x = 0.0
-    for offset in slots:
-        filled = address.logical_block * block_size + offset < seq.len
-        slot = address.block * block_size + offset
-        here = slot == address.slot
-        look = sequence_style(index) if filled else "free"
-        svg.cell(x, rows[3], slot_width - 4, _CELL, look, slot, chosen=here, size=14 if slot < 1000 else 11)
-        slot_x = x + slot_width / 2 - 2 if here else slot_x
-        x += slot_width
-    _ellipsis(svg, x, rows[3], slots.stop < block_size)
-
-    entry_x = _LEFT + shift + (address.logical_block - entries.start + 0.5) * entry_width - 2
-    _connect(svg, token_at, (entry_x, rows[1]))
-    _connect(svg, (entry_x, rows[1] + _CELL + 38), (block_x[address.block], rows[2]))
+    slot_x = _draw_slots(svg, rows[3], seq, index, address)
+    _connect(svg, (token_x[address.position], rows[0] + _CELL), (entry_x[address.logical_block], rows[1]))
+    below_table = (entry_x[address.logical_block], rows[1] + _CELL + 38)
+    _connect(svg, below_table, (block_x[address.block], rows[2]))
+    _connect(svg, (block_x[address.block], rows[2] + _CELL + 18), (slot_x[address.slot], rows[3]))
     told = _device(seq)[address.logical_block]
     if told != address.block and told in block_x:  # what the device would read instead
-        svg.rect(block_x[told] + 2 - block_width / 2, rows[2], block_width - 4, _CELL, stroke="danger", stroke_width=4)
-        wrong_x = entry_x - 12
-        path = [(wrong_x, rows[1] + _CELL + 38), (wrong_x, rows[2] - 28), (block_x[told], rows[2] - 28)]
-        svg.line([*path, (block_x[told], rows[2] - 2)], color="danger", width=2.5, dashed=True, arrow=True)
-    _connect(svg, (block_x[address.block], rows[2] + _CELL + 18), (slot_x, rows[3]))
-    a, itemsize, y = address, pool.dtype.size, rows[3] + _CELL
-    svg.text(12, y + 34, "in figures", size=15, weight="bold")
+        svg.rect(block_x[told] - 18, rows[2], 36, _CELL, stroke="danger", stroke_width=4)
+        x, y = below_table[0] - 12, rows[2] - 28
+        path = [(x, below_table[1]), (x, y), (block_x[told], y), (block_x[told], rows[2] - 2)]
+        svg.line(path, color="danger", width=2.5, dashed=True, arrow=True)
+    _draw_sums(svg, rows[3] + _CELL, seq.block_size, pool, address, head, which)
+
+
+def _draw_positions(svg: Svg, y: float, seq, index: int, address: TokenAddress | None) -> dict[int, float]:
+    """The tokens of the sequence, block by block; returns the middle of each cell, px."""
+    at, block_size = address or TokenAddress(0, 0, 0, 0, 0, 0, 0), seq.block_size
+    fits = max(24, 10 + 8 * len(str(seq.len)))  # px: what a number of that many digits needs
+    most = (_RIGHT - _LEFT - 80) // fits
+    blocks = _window(len(seq.blocks), max(1, most // block_size), at.logical_block)
+    offsets = _window(block_size, most, at.offset)
+    spare = (_RIGHT - _LEFT - 56 - 8 * len(blocks)) / max(1, len(blocks) * len(offsets))
+    width = min(max(30, fits), spare)
+    middles = {}
+    x = _ellipsis(svg, _LEFT, y, blocks.start > 0 or offsets.start > 0)
+    for logical in blocks:
+        name = f"logical block {logical}" if len(offsets) * width > 100 else logical
+        svg.text(x, y - 6, name, size=12, color="muted")
+        for position in (logical * block_size + offset for offset in offsets):
+            look = sequence_style(index) if position < seq.len else "free"
+            here = address is not None and position == at.position
+            svg.cell(x, y, width - 2, _CELL, look, position, size=13, chosen=here)
+            middles[position] = x + width / 2 - 1
+            x += width
+        x += 8
+    _ellipsis(svg, x, y, blocks.stop < len(seq.blocks) or offsets.stop < block_size)
+    return middles
+
+
+def _draw_entries(svg: Svg, y: float, seq, index: int, address: TokenAddress | None) -> dict[int, float]:
+    """The block table, on the host and on the device; returns the middle of each entry, px."""
+    svg.text(_LEFT - 12, y + 23, "host", size=SMALL, anchor="end")
+    svg.text(_LEFT - 12, y + 61, "device", size=SMALL, anchor="end")
+    chosen = address.logical_block if address else None
+    entries = _window(seq.max_blocks_per_seq, 11, chosen or 0)
+    x = _ellipsis(svg, _LEFT, y, entries.start > 0)
+    middles = _draw_table(svg, x, y, seq, index, entries, 56, chosen)
+    _ellipsis(svg, x + len(entries) * 56, y, entries.stop < seq.max_blocks_per_seq)
+    return middles
+
+
+def _draw_blocks(svg: Svg, y: float, state: PoolSnapshot, address: TokenAddress | None) -> dict[int, float]:
+    """The pool by block id, with everybody's blocks; returns the middle of each, px."""
+    blocks = _window(state.capacity, 16, address.block if address else 0)
+    middles = {}
+    x = _ellipsis(svg, _LEFT, y, blocks.start > 0)
+    for block in blocks:
+        draw_block(svg, x, y, 36, _CELL, state, block, chosen=address is not None and block == address.block)
+        svg.text(x + 18, y + _CELL + 15, block, size=12, color="muted", anchor="middle")
+        middles[block] = x + 18
+        x += 40
+    _ellipsis(svg, x, y, blocks.stop < state.capacity)
+    return middles
+
+
+def _draw_slots(svg: Svg, y: float, seq, index: int, at: TokenAddress) -> dict[int, float]:
+    """The slots of the physical block; returns the middle of each, px."""
+    most = 16 if at.slot < 10_000 else 11
+    offsets = _window(seq.block_size, most, at.offset)
+    width = min(56.0, (_RIGHT - _LEFT - 56) / len(offsets))
+    middles = {}
+    x = _ellipsis(svg, _LEFT, y, offsets.start > 0)
+    for offset in offsets:
+        slot = at.block * seq.block_size + offset
+        look = sequence_style(index) if at.logical_block * seq.block_size + offset < seq.len else "free"
+        svg.cell(x, y, width - 4, _CELL, look, slot, chosen=slot == at.slot, size=14)
+        middles[slot] = x + width / 2 - 2
+        x += width
+    _ellipsis(svg, x, y, offsets.stop < seq.block_size)
+    return middles
+
+
+def _draw_sums(svg: Svg, y: float, block_size: int, pool: PagedPool, at: TokenAddress, head: int, which: str) -> None:
     sums = (
-        f"{a.position} = {a.logical_block} × {block_size} + {a.offset}",
-        f"table[{a.logical_block}] = {a.block}",
-        f"slot = {a.block} × {block_size} + {a.offset} = {a.slot}",
+        f"{at.position} = {at.logical_block} × {block_size} + {at.offset}",
+        f"table[{at.logical_block}] = {at.block}",
+        f"slot = {at.block} × {block_size} + {at.offset} = {at.slot}",
     )
-    for words, x in zip(sums, (_LEFT, _LEFT + 210, _LEFT + 390), strict=True):
-        svg.text(x, y + 34, words, mono=True, size=15)
-    svg.text(12, y + 60, "5 address", size=15, weight="bold")
-    words = f"element {a.element:,} × {itemsize} bytes = byte {a.byte:,}"
-    svg.text(_LEFT, y + 60, f"{which.upper()}, head {head}, {pool.layout.name}: {words}", mono=True, size=15)
+    svg.text(12, y + 34, "in figures", size=15, weight="bold")
+    x = float(_LEFT)
+    for words in sums:
+        svg.text(x, y + 34, words, mono=True, size=14)
+        x += 8.5 * len(words) + 30
+    words = f"element {at.element:,} × {pool.dtype.size} bytes = byte {at.byte:,}"
+    svg.text(12, y + 60, "5  address", size=15, weight="bold")
+    svg.text(_LEFT, y + 60, f"{which.upper()}, head {head}, {pool.layout.name}: {words}", mono=True, size=14)
 
 
-def _draw_table(
-    svg: Svg, y: float, seq, index: int, entries: range, width: float, chosen: int | None, shift: float = 0
-):
-    """`blocks` in the upper row and the device mirror in the lower; an entry in use that differs has a red edge."""
-    device, held = _device(seq), len(seq.blocks)
-    style = sequence_style(index)
-    for i, entry in enumerate(entries):
-        x = _LEFT + shift + i * width
-        used = entry < held
+def _draw_table(svg: Svg, x: float, y: float, seq, index: int, entries: range, width: float, chosen: int | None):
+    """`blocks` in the upper row and the device mirror in the lower; an entry that differs has a red edge.
+
+    Returns the middle of each entry, px.
+    """
+    device, held, middles = _device(seq), len(seq.blocks), {}
+    for entry in entries:
+        truth = seq.blocks[entry] if entry < held else ""
+        look = sequence_style(index) if entry < held else "free"
         svg.text(x + 2, y - 5, entry, size=12, color="muted")
-        svg.cell(
-            x, y, width - 4, _CELL, style if used else "free", seq.blocks[entry] if used else "", chosen=entry == chosen
-        )
-        svg.cell(x, y + 38, width - 4, _CELL, style if used else "free", device[entry], chosen=entry == chosen)
-        if device[entry] != (seq.blocks[entry] if used else 0):
+        svg.cell(x, y, width - 4, _CELL, look, truth, chosen=entry == chosen)
+        svg.cell(x, y + 38, width - 4, _CELL, look, device[entry], chosen=entry == chosen)
+        if device[entry] != (truth or 0):  # past the end it is padded with 0
             svg.rect(x, y + 38, width - 4, _CELL, stroke="danger", stroke_width=4)
+        middles[entry] = x + width / 2 - 2
+        x += width
+    return middles
 
 
 def _device(seq: PagedSeqState) -> list[int]:
