@@ -75,3 +75,19 @@ class DataRace(SimulatorFinding):
 
 class Divergence(SimulatorFinding):
     """A barrier or simd operation that not all lanes reach: on a GPU it hangs, or gives whatever it gives."""
+
+
+class RequestRefused(PagedCoreError):
+    """A request that can never be served, however long it waits; the message says what it would need."""
+
+
+class InvalidRequest(PagedCoreError, ValueError):
+    """A request that the scheduler does not know, knows already, or that is in no state for what was asked."""
+
+
+class SwapError(PagedCoreError, OSError):
+    """A swap file that cannot be made or written."""
+
+
+class CacheFileError(PagedCoreError, OSError):
+    """A prefix cache's file that cannot be written or read, is damaged, or was made for another cache."""

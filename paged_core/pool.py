@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from paged_core.arguments import as_host_ints, check_dtype, check_query_starts, check_shape
 from paged_core.errors import InvalidBlock, InvalidBlockTable
@@ -75,8 +76,7 @@ class PagedPool:
     @property
     def nbytes(self) -> int:
         """Bytes of K and V over all layers."""
-        arrays = self._k if self._one_array else self._k + self._v
-        return sum(array.nbytes for array in arrays)
+        return sum(array.nbytes for array in self.arrays)
 
     @property
     def _one_array(self) -> bool:
@@ -145,13 +145,45 @@ class PagedPool:
         if len(src) != len(dst):
             raise ValueError(f"src, dst: expected equally many blocks, got {len(src)} and {len(dst)}")
         self._check_distinct("dst", "block", np.array(dst, np.int64), self.num_blocks)
-        if not src:
-            return
-        from_, to = mx.array(src, mx.int32), mx.array(dst, mx.int32)
-        for pool in self._k if self._one_array else self._k + self._v:
-            blocks = pool[from_]
-            mx.eval(blocks)  # without this the pool has a pending reader when it is written, and is copied whole
-            pool[to] = blocks
+        for pool in self.arrays:
+            self._put(pool, dst, self._take(pool, src))
+
+    def read_blocks(self, blocks: Sequence[int]) -> list[NDArray[np.unsignedinteger]]:
+        """The bits of whole blocks, copied to the host: for each of `arrays` one NumPy array [len(blocks), ...], of
+        unsigned integers as wide as the dtype, so that nothing is rounded, NaN's payload included."""
+        blocks = self._checked_blocks("blocks", blocks)
+        return [np.array(self._take(pool, blocks).view(self._bits)) for pool in self.arrays]
+
+    def write_blocks(self, blocks: Sequence[int], contents: Sequence[NDArray[np.unsignedinteger]]) -> None:
+        """Put back what `read_blocks` gave, into other blocks or another pool of the same shape. InvalidBlock for a
+        block out of range or listed twice, ValueError for contents of another shape; then nothing is written."""
+        blocks = self._checked_blocks("blocks", blocks)
+        self._check_distinct("blocks", "block", np.array(blocks, np.int64), self.num_blocks)
+        expected = [(len(blocks), *pool.shape[1:]) for pool in self.arrays]
+        if (got := [x.shape for x in contents]) != expected:
+            raise ValueError(f"contents: expected arrays of shapes {expected}, got {got}")
+        for pool, content in zip(self.arrays, contents, strict=True):
+            self._put(pool, blocks, mx.array(content).view(self.dtype))
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Every array of the pool once: K of each layer, then V; in INTERLEAVED the one array of each layer."""
+        return self._k if self._one_array else self._k + self._v
+
+    @property
+    def _bits(self) -> mx.Dtype:
+        return mx.uint32 if self.dtype.size == 4 else mx.uint16
+
+    def _take(self, pool: mx.array, blocks: list[int]) -> mx.array:
+        """Whole blocks, read now: a pending reader would make the next write copy the pool."""
+        taken = pool[mx.array(blocks, mx.int32)]
+        mx.eval(taken)
+        return taken
+
+    def _put(self, pool: mx.array, blocks: list[int], contents: mx.array) -> None:
+        if blocks:
+            mx.eval(contents)
+            pool[mx.array(blocks, mx.int32)] = contents
             mx.eval(pool)
 
     def _head_vectors(self, which: str, block: mx.array, token: mx.array) -> tuple:

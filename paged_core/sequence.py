@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from paged_core.allocator import BlockAllocator
-from paged_core.errors import SequenceTooLong
+from paged_core.errors import InvalidBlock, SequenceTooLong
 from paged_core.scalars import integer, positive
 
 
@@ -59,6 +59,38 @@ class PagedSeqState:
     def sync_context_len(self) -> None:
         """Copy `len` to its device mirror. ValueError when `len` is negative or more than the blocks held can carry."""
         self.context_lens[:] = self._checked_len()  # the whole array: no chain of pending one-entry updates
+
+    def fork(self, allocator: BlockAllocator) -> PagedSeqState:
+        """A second sequence with the same tokens, for another continuation. It shares every block that holds tokens; K
+        and V are not copied. Before either of the two writes on, `unshare` makes the block it writes into its own.
+
+        InvalidBlock when this sequence holds no tokens (it is new, or was released), or a block was freed behind it.
+        """
+        held = -(-self._checked_len() // self.block_size)
+        if held == 0:
+            raise InvalidBlock("nothing to fork: the sequence holds no tokens; it is new, or was released")
+        allocator.share(self.blocks[:held])
+        other = PagedSeqState(self.block_size, self.max_blocks_per_seq)
+        other.blocks, other.len = self.blocks[:held], self.len
+        other.block_table[:held] = mx.array(other.blocks, mx.int32)
+        other.sync_context_len()
+        return other
+
+    def unshare(self, allocator: BlockAllocator) -> list[tuple[int, int]]:
+        """Copy on write: make the block that the next token goes into this sequence's own.
+
+        When it is partly filled and somebody else holds it too, a fresh block takes its place, and the answer is
+        [(shared block, fresh block)] for `PagedPool.copy_blocks`, to be copied before the write; else it is empty.
+        PoolExhausted, and nothing changed, when there is no block to copy to.
+        """
+        entry, offset = divmod(self._checked_len(), self.block_size)
+        if offset == 0 or allocator.ref_count(self.blocks[entry]) < 2:
+            return []  # a block boundary: what comes goes into a block that was never shared
+        shared, own = self.blocks[entry], allocator.allocate()
+        allocator.free([shared])
+        self.blocks[entry] = own
+        self.block_table[entry] = own
+        return [(shared, own)]
 
     def release(self, allocator: BlockAllocator) -> None:
         """Give every block back and become empty. InvalidBlock, and nothing changed, when one was freed already."""
