@@ -218,6 +218,12 @@ def test_a_good_environment_is_left_alone(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def make(*arguments):
+    """What make prints, as if it had not itself been started by a `make test`."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return run("make", *arguments, cwd=ROOT, env=environment).stdout
+
+
 def test_make_knows_what_the_readme_and_ci_ask_of_it():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.M))
@@ -232,25 +238,24 @@ def test_make_lab_answers(tmp_path):
     """The very command of `make lab`, on a port of its own: the tour's first page is there, and so are the kernels."""
     with socket.create_server(("localhost", 0)) as probe:
         port = probe.getsockname()[1]
-    recipe = run(
-        "make", "-n", "lab", f"PORT={port}", f"VENV={sys.prefix}", cwd=ROOT, env={**os.environ, "MAKEFLAGS": ""}
-    )
-    command = shlex.split(recipe.stdout.replace("\\\n", " ").partition("exec ")[2])
+    recipe = make("-n", "lab", f"PORT={port}", f"VENV={sys.prefix}")
+    command = shlex.split(recipe.replace("\\\n", " ").partition("exec ")[2])
     environment = {**os.environ, "JUPYTER_TOKEN": "secret", "JUPYTER_RUNTIME_DIR": str(tmp_path)}
+    log_path = tmp_path / "log"
     with (
-        open(tmp_path / "log", "w") as log,
+        open(log_path, "w") as log,
         subprocess.Popen([*command, "--no-browser"], cwd=ROOT, env=environment, stdout=log, stderr=log) as lab,
     ):
         try:
             for page in ("lab/tree/notebooks/00_start_here.ipynb", "api/contents/kernels/attention.metal"):
-                assert answer(f"http://localhost:{port}/{page}?token=secret", lab) == 200
-            assert f":{port}/lab/tree/notebooks/00_start_here.ipynb" in (tmp_path / "log").read_text()
+                assert answer(f"http://localhost:{port}/{page}?token=secret", lab) == 200, log_path.read_text()
+            assert f":{port}/lab/tree/notebooks/00_start_here.ipynb" in log_path.read_text()
         finally:
             lab.terminate()
 
 
 def answer(url, process, seconds=60):
-    """The HTTP status of `url`, once the server of `process` has come up."""
+    """The HTTP status of `url`, once the server of `process` has come up; 0 when it does not."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -259,7 +264,7 @@ def answer(url, process, seconds=60):
             return refusal.code
         except urllib.error.URLError:  # not up yet
             time.sleep(0.2)
-    raise AssertionError(f"no answer from {url} within {seconds} s")
+    return 0
 
 
 def test_ci_runs_lint_and_tests_and_fails_when_either_does(tmp_path):
@@ -289,9 +294,9 @@ def test_every_link_of_the_readme_leads_somewhere():
 
 
 def test_make_says_what_it_can_do():
-    done = run("make", "help", cwd=ROOT, env={**os.environ, "MAKEFLAGS": ""})
+    said = make("help")
     for target in ("lab", "test", "demo", "notebooks", "lint", "soak", "clean"):
-        assert f"make {target} " in done.stdout
+        assert f"make {target} " in said
 
 
 def test_the_tour_in_the_readme_is_the_tour_in_the_folder():
