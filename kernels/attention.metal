@@ -68,10 +68,17 @@ METAL_FUNC bool in_head(int dim) {
   return HEAD_DIM % LANES == 0 || dim < HEAD_DIM;
 }
 
-// From a scaled dot product to the logit. tanh is written with exp, which every executor has; its limits come out right:
-// exp overflows to infinity and the quotient to 0.
+// tanh by exp, which every executor has; its limits come out right: exp overflows to infinity and the quotient to 0. Near
+// 0, where 1 - 1 would leave no digits, by the first terms of its series.
+METAL_FUNC float soft_tanh(float x) {
+  const float x2 = x * x;
+  const float series = x * (1.0f + x2 * (-1.0f / 3 + x2 * (2.0f / 15 + x2 * (-17.0f / 315))));
+  return x2 < 0.01f ? series : 1.0f - 2.0f / (exp(2.0f * x) + 1.0f);
+}
+
+// From a scaled dot product to the logit.
 METAL_FUNC float to_logit(float s, float softcap, float slope, int distance) {
-  if (softcap > 0.0f) s = softcap * (1.0f - 2.0f / (exp(2.0f * s / softcap) + 1.0f));
+  if (softcap > 0.0f) s = softcap * soft_tanh(s / softcap);
   return s - slope * float(distance);
 }
 

@@ -24,9 +24,7 @@ def save(cache: PrefixCache, path: str | Path, pool: PagedPool, *, model: str) -
     place in one step.
     """
     prompts = cache.prompts()
-    rows: dict[
-        bytes, tuple[int, Entry]
-    ] = {}  # entry's key -> its row in the file; an entry comes after the one before it
+    rows: dict[bytes, tuple[int, Entry]] = {}  # entry's key -> its row in the file, parents first
     for entry in (entry for prompt in prompts for entry in prompt):
         rows.setdefault(entry.key, (len(rows), entry))
     entries = [entry for _, entry in rows.values()]

@@ -80,3 +80,11 @@ def test_kernel_product(row):
     for run_time in product(BLOCK_SIZES, FEATURES, LENGTHS):
         case = matrix_case(*specialisation, *run_time)
         case.check(case.attend(executor=executor))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_kernel_with_a_cap_far_above_all_logits_changes_nothing(executor):
+    """c tanh(s / c) is s for a large c, but only if tanh keeps its digits near 0."""
+    case = paged_case(context_lens=[50, 7])
+    plain = case.attend(executor=executor)
+    assert mx.abs(case.attend(executor=executor, softcap=1e6) - plain).max().item() < 1e-5
