@@ -108,9 +108,11 @@ def test_simdgroups_add_up_in_turn(ten):
 
 
 def test_a_listing_counts_every_line(ten):
-    text = stepper.listing(ten.trace, "Logits: each lane", "simd_sum")
+    text = stepper.listing(ten, "Logits: each lane", "simd_sum")
     row = next(row for row in text.splitlines() if "k_dim" in row)
     assert row.split()[0] == "768"
+    with pytest.raises(ValueError, match="no passage"):
+        stepper.listing(ten, "no such line", "simd_sum")
 
 
 def test_the_slider_draws_the_pictures(ten):

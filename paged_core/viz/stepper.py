@@ -7,8 +7,7 @@ Nothing here knows what the kernel does: it says what the trace says.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from paged_core.cases import PagedCase
 from paged_core.executors.source import files
+from paged_core.executors.trace import Trace
 from paged_core.viz.layouts import LINE_BYTES
 from paged_core.viz.style import sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg
@@ -52,10 +52,12 @@ class Place(NamedTuple):
 
 
 class Scene:
-    """A traced decode: `case`, and the `trace` of it in the simulator."""
+    """A traced decode: `case`, and the `trace` of it in the simulator. `sources` are the kernels' texts by file name,
+    where they are not the package's own.
+    """
 
-    def __init__(self, case: PagedCase, trace) -> None:
-        self.case, self.trace = case, trace
+    def __init__(self, case: PagedCase, trace: Trace, sources: Mapping[str, str] | None = None) -> None:
+        self.case, self.trace, self.sources = case, trace, sources or files()
         launch = trace.launches[0]
         self.grid, self.num_simdgroups, self.num_lanes = launch.grid, launch.simdgroups, launch.lanes
         self.num_threadgroups = int(np.prod(launch.grid))
@@ -164,7 +166,7 @@ def step_picture(scene: Scene, step: int, *, threadgroup: int = 0, simdgroup: in
     title = f"Simdgroup {simdgroup}, access {step + 1} of {len(steps)}: {verb} {access.buffer}"
     words = scene.sentence(access, threadgroup)
     picture = Svg(1010, 590, title=title, alt=f"{_lanes(access.lanes)} {verb[:-1]} {words}; {_lines_used(access)}.")
-    _draw_source(picture, access.line, 14, TITLE_HEIGHT)
+    _draw_source(picture, scene.sources, access.line, 14, TITLE_HEIGHT)
     y = TITLE_HEIGHT + 142
     picture.text(14, y, f"{_lanes(access.lanes)} {verb[:-1]} {words}", weight="bold")
     picture.text(14, y + 24, _lines_used(access), color="muted")
@@ -173,13 +175,13 @@ def step_picture(scene: Scene, step: int, *, threadgroup: int = 0, simdgroup: in
     return picture
 
 
-def _draw_source(picture: Svg, line: str, x: float, y: float) -> None:
+def _draw_source(picture: Svg, sources: Mapping[str, str], line: str, x: float, y: float) -> None:
     """The line, two before it and two after."""
     if not line:
         picture.text(x, y + 60, "(the compiler moved this access, and no longer knows the line)", color="muted")
         return
     file, _, number = line.rpartition(":")
-    texts, here = _source(file), int(number)
+    texts, here = sources[file].splitlines(), int(number)
     for row, at in enumerate(range(here - 2, here + 3)):
         top = y + row * 22
         if at == here:
@@ -258,7 +260,7 @@ def _draw_pages(picture: Svg, scene: Scene, steps: Sequence[Access], x: float, y
                     picture.cell(at, top, width, 34, "nan", "", chosen=(block, slot) in now)
                     continue
                 look = sequence_style(owner[0]) if (block, slot) in done else "empty"
-                picture.cell(at, top, width, 34, look, owner[1], size=14)
+                picture.cell(at, top, width, 34, look, owner[1], size=min(14, width * 0.8))
                 if (block, slot) in now:
                     picture.rect(at + 1, top + 1, width - 2, 32, stroke="ink", stroke_width=5)
             if row == 1:
@@ -418,13 +420,15 @@ class Stepper:
         self.picture.value = self.draw().html
 
 
-def listing(trace, first: str, last: str, file: str = "attention.metal") -> str:
+def listing(scene: Scene, first: str, last: str, file: str = "attention.metal") -> str:
     """A passage of the kernel, from the line that contains `first` to the next that contains `last`, and how many loads
     and stores each line made in the trace.
     """
-    texts = _source(file)
-    begin = next(i for i, text in enumerate(texts) if first in text)
-    end = next(i for i, text in enumerate(texts) if i > begin and last in text)
+    texts, trace = scene.sources[file].splitlines(), scene.trace
+    begin = next((i for i, text in enumerate(texts) if first in text), None)
+    end = next((i for i, text in enumerate(texts) if begin is not None and i > begin and last in text), None)
+    if begin is None or end is None:
+        raise ValueError(f"{file} has no passage from {first!r} to {last!r}")
     indent = min(len(text) - len(text.lstrip()) for text in texts[begin : end + 1] if text.strip())
     lines, writes = trace.lines, trace.records["is_write"]
     loads, stores = Counter(lines[~writes].tolist()), Counter(lines[writes].tolist())
@@ -434,11 +438,6 @@ def listing(trace, first: str, last: str, file: str = "attention.metal") -> str:
         counts = f"{loads[here] or '':>7} {stores[here] or '':>7}"
         rows.append(f"{counts} {number:>4}  {texts[number - 1][indent:]}".rstrip())
     return "\n".join(rows)
-
-
-@cache
-def _source(file: str) -> tuple[str, ...]:
-    return tuple(files().get(file, "").splitlines())
 
 
 def _geometry(case: PagedCase):
