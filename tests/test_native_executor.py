@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +224,24 @@ def test_any_of_the_usual_compilers_will_do(tmp_path, monkeypatch, name):
     (tmp_path / name).symlink_to(real)
     found = python("from paged_core.executors import host; print(host.compiler().path)", PATH=str(tmp_path), CXX="")
     assert found == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["g++", "clang++", "clang++-19"])
+def test_each_compiler_on_this_machine_gives_answers_within_the_bound(cache, name):
+    """Prompts above all: their vectors live in arrays on the stack, which one compiler aligns and another does not."""
+    if shutil.which(name) is None:
+        pytest.skip(f"no {name} on PATH")
+    code = """
+from paged_core import PoolLayout
+from paged_core.cases import paged_case
+for dtype, layout in (("float32", PoolLayout.HND), ("float16", PoolLayout.NHD), ("bfloat16", PoolLayout.X_SPLIT)):
+    for num_queries in ([1, 15, 3, 17, 40], None):
+        case = paged_case(context_lens=[1, 15, 16, 17, 130], num_queries=num_queries, dtype=dtype, layout=layout)
+        for _ in range(3):
+            case.check(case.attend(executor="native"))
+print("within the bound")
+"""
+    assert python(code, CXX=name) == "within the bound"
 
 
 def test_cxx_wins(tmp_path):

@@ -109,10 +109,11 @@ inline float exp(float x) {
 }
 
 #ifdef HOST_VECTORS
-// A thread's WIDTH numbers as the CPU's vector; loads and stores need no more alignment than a float.
+// A thread's WIDTH numbers as the CPU's vector. Loads and stores need no more alignment than a float: they are copies,
+// because an `aligned` on the type would be lost where a template deduces it, and arrays on the stack lie anywhere.
 template <int WIDTH>
 struct VectorOf {
-  typedef float type __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+  typedef float type __attribute__((vector_size(4 * WIDTH)));
 };
 template <>
 struct VectorOf<1> {
@@ -120,11 +121,13 @@ struct VectorOf<1> {
 };
 template <typename Vector>
 inline Vector load_vector(const float* from, Vector) {
-  return *(const Vector*)from;
+  Vector value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
 }
 template <typename Vector>
 inline void store_vector(float* to, Vector value) {
-  *(Vector*)to = value;
+  std::memcpy(to, &value, sizeof value);
 }
 #endif
 
