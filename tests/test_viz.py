@@ -570,6 +570,17 @@ def test_a_chart_is_a_png_with_alternative_text():
     assert picture.figure.get_facecolor()[:3] == (1, 1, 1)  # its own paper, whatever page it stands on
 
 
+def test_a_chart_can_be_read_where_a_png_has_no_alternative_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
+    with chart(title="a < b", alt="One empty panel.", size=(3, 2)) as (picture, _):
+        pass
+    picture._ipython_display_()
+    (image, options), (text, _) = shown
+    assert (image, options["metadata"]) == picture._repr_mimebundle_() and options["raw"]
+    assert text["text/html"] == "<details><summary>In words</summary>a &lt; b. One empty panel.</details>"
+
+
 def test_looking_costs_nothing_until_one_looks():
     code = "import sys, paged_core.viz; print({'matplotlib', 'ipywidgets', 'scipy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

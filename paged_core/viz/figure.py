@@ -9,6 +9,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,15 @@ class Chart:
         self.figure.savefig(drawn, format="png", dpi=DPI)
         Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
         return packed.getvalue()
+
+    def _ipython_display_(self) -> None:
+        """The picture, and under it its words to unfold: JupyterLab gives a PNG no alternative text of its own."""
+        from IPython.display import display
+
+        data, metadata = self._repr_mimebundle_()
+        display(data, metadata=metadata, raw=True)
+        words = f"<details><summary>In words</summary>{escape(repr(self))}</details>"
+        display({"text/html": words, "text/plain": ""}, raw=True)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict[str, str], dict[str, Any]]:
         data = {"image/png": b64encode(self.png()).decode("ascii"), "text/plain": repr(self)}
