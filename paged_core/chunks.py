@@ -52,7 +52,9 @@ def keys_read(num_tokens: int, size: int) -> int:
 
 def keys_loaded(num_tokens: int, size: int, tile_queries: int) -> int:
     """K vectors of one head that kernel paged_prompt loads: once for each tile of `tile_queries` queries (rows of a
-    threadgroup / query heads of a KV head), up to the newest key that the tile sees."""
+    threadgroup / query heads of a KV head), up to the newest key that the tile sees. The copies that fill up its last
+    tile of keys are not counted.
+    """
     tiles = (chunks(stop - start, tile_queries) for start, stop in chunks(num_tokens, size))
     starts = (start for start, _ in chunks(num_tokens, size))
     return sum(start + tile.stop for start, inside in zip(starts, tiles, strict=True) for tile in inside)

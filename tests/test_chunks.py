@@ -4,9 +4,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from paged_core import trace
+from paged_core.attention import checked_call
 from paged_core.cases import paged_case, share_of_bound, to_numpy
 from paged_core.chunks import Chunk, chunks, keys_loaded, keys_read, steps
-from paged_core.executors import native
+from paged_core.executors import native, simulator
+from paged_core.executors.launch import GPU, launches
 
 
 def test_chunks_cover_the_prompt_once():
@@ -56,3 +59,18 @@ def test_the_bits_of_a_query_do_not_depend_on_who_shares_its_call(size):
     case = paged_case(context_lens=[100], num_queries=[100], head_dim=64)
     outputs = [case.attend("native", **step) for step in steps(case, size)]
     assert mx.array_equal(mx.concatenate(outputs), case.attend("native"))
+
+
+@pytest.mark.skipif(simulator.why_not() is not None, reason=str(simulator.why_not()))
+@pytest.mark.parametrize("size", [40, 16, 7])
+def test_what_is_said_to_be_loaded_is_what_the_simulator_sees_loaded(size):
+    case = paged_case(context_lens=[40], num_queries=[40], head_dim=64, num_q_heads=4, num_kv_heads=1)
+    tile = dict(launches(checked_call(**case.arguments), GPU)[0].specialisation.constants)
+    tile_queries = tile["SIMDGROUPS"] * tile["ROW_TILES"] * tile["ROWS"] // 4
+    assert tile_queries < 40
+    vectors = 0
+    for step in steps(case, size):
+        records = trace(**{**case.arguments, **step}).records
+        loads = records[records["buffer"] == "k_pool"]
+        vectors += len(set(zip(loads["threadgroup"].tolist(), (loads["index"] // 64).tolist(), strict=True)))
+    assert vectors == keys_loaded(40, size, tile_queries)
