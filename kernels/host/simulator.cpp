@@ -95,7 +95,7 @@ struct Buffer {
 
 struct Fiber {
   ucontext_t context;
-  enum { READY, WAITING, DONE } state;
+  enum { READY, WAITING, STUCK, DONE } state;  // STUCK: at a read of what nobody has written
   Operation operation;
   const char* file;
   int32_t line;
@@ -366,6 +366,10 @@ class Simulation {
       for (int i = 0; i < count; ++i) threads[i].state = Fiber::READY;
       return true;
     }
+    if (stuck_.kind != NONE) {  // all that can run has run, and nobody wrote it
+      finding_ = stuck_;
+      return false;
+    }
     // Who waits, and who is elsewhere? Two lanes of one simdgroup where there are such, else two simdgroups.
     for (int size : {lanes_, count})
       for (int first = 0; first < count; first += size)
@@ -403,7 +407,7 @@ class Simulation {
     const Access now{thread_, threadgroup_phase_, simdgroup_phases_[thread_ / lanes_], site};
     if (together(element.writer, now)) race(buffer, index, size, is_write, now, element.writer, true);
     if (!is_write) {
-      if (element.writer.threadgroup_phase < first_phase_) stop_at(NEVER_WRITTEN, buffer, index, size, false, site);
+      if (element.writer.threadgroup_phase < first_phase_) stick(buffer, index, size, now);
       Access& reader = element.reader;
       if (reader.thread >= 0 && reader.thread != thread_)
         (reader.thread / lanes_ == thread_ / lanes_ ? element.near_reader : element.far_reader) = reader;
@@ -412,6 +416,8 @@ class Simulation {
     }
     for (const Access* reader : {&element.reader, &element.far_reader, &element.near_reader})
       if (together(*reader, now)) race(buffer, index, size, is_write, now, *reader, false);
+    if (stuck_.kind != NONE && stuck_.index == index && &buffers_[stuck_.slot] == &buffer && together(stuck_reader_, now))
+      race(buffer, index, size, is_write, now, stuck_reader_, false);
     element = Element();
     element.writer = now;
   }
@@ -479,16 +485,35 @@ class Simulation {
     stop_at(RACE, buffer, index, size, is_write, now.site);
   }
 
-  [[noreturn]] void stop_at(Kind kind, const Buffer& buffer, int64_t index, int64_t size, bool is_write, uint16_t site) {
-    finding_.slot = int32_t(&buffer - buffers_.data());
-    finding_.index = index;
-    finding_.size = size;
-    finding_.is_write = is_write;
-    finding_.site = sites_[site].offset;
-    stop(kind, nullptr);
+  // A read of threadgroup memory that nobody has written. Yet: if one of those who run later writes it, that is a race.
+  void stick(const Buffer& buffer, int64_t index, int64_t size, const Access& now) {
+    if (stuck_.kind == NONE) {
+      stuck_ = finding(NEVER_WRITTEN, buffer, index, size, false, now.site);
+      stuck_reader_ = now;
+    }
+    threads_[thread_].state = Fiber::STUCK;
+    next_lane(threads_[thread_]);
   }
 
-  // Leave the kernel for good: its thread is never run again.
+  [[noreturn]] void stop_at(Kind kind, const Buffer& buffer, int64_t index, int64_t size, bool is_write, uint16_t site) {
+    finding_ = finding(kind, buffer, index, size, is_write, site);
+    setcontext(&scheduler_);  // for good: this thread is never run again
+    __builtin_unreachable();
+  }
+
+  Finding finding(Kind kind, const Buffer& buffer, int64_t index, int64_t size, bool is_write, uint16_t site) const {
+    Finding found = finding_;  // a race has already said who the other one is
+    found.kind = kind;
+    found.slot = int32_t(&buffer - buffers_.data());
+    found.index = index;
+    found.size = size;
+    found.threadgroup = threadgroup_;
+    found.thread = thread_;
+    found.is_write = is_write;
+    found.site = sites_[site].offset;
+    return found;
+  }
+
   [[noreturn]] void stop(Kind kind, const char* why) {
     caught(kind, why);
     setcontext(&scheduler_);
@@ -542,7 +567,9 @@ class Simulation {
   std::vector<int32_t> site_table_;
   std::vector<Record> records_;
   std::vector<int64_t> starts_;  // of each threadgroup's records
-  Finding finding_;
+  Finding finding_;  // ends the simulation
+  Finding stuck_;    // what the first thread that is stuck will have been caught at
+  Access stuck_reader_;
 };
 
 Simulation* current = nullptr;  // the one that runs; Python holds a lock

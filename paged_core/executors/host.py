@@ -136,7 +136,8 @@ def built_library(name: str, text: str, flags: tuple[str, ...], link_flags: tupl
 
 
 def _run(*command: str) -> None:
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    english = {**os.environ, "LC_ALL": "C"}
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=english)
     if answer.returncode:
         raise KernelError(answer.stderr.strip() or f"{command[0]} failed with status {answer.returncode}")
 

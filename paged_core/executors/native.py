@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -17,7 +18,7 @@ from paged_core.executors import host
 from paged_core.executors.cpp import translation_unit
 from paged_core.executors.dlpack import pointer
 from paged_core.executors.launch import ARGUMENTS, Launch, Machine, Specialisation, cpu, launches
-from paged_core.executors.source import kernel_source, kernels_folder
+from paged_core.executors.source import KernelSource, kernel_source, kernels_folder
 from paged_core.scalars import positive
 
 _OUTPUT_TYPES = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16}
@@ -37,11 +38,12 @@ class Partials(NamedTuple):
     output: mx.array  # [num_seqs, num_q_heads, head_dim]
 
 
-def run(call, num_partitions: int | None = None) -> mx.array:
+def run(call, num_partitions: int | None = None, kernels: KernelSource | None = None) -> mx.array:
     """Everything is done when this returns: no lazy result holds the pool, and the next write finds it unshared.
 
-    `num_partitions` splits a decode otherwise than the rule in `launch.split` would."""
-    return _run_launches(call, launches(call, machine(), num_partitions), _scratch_pointer)
+    `num_partitions` splits a decode otherwise than the rule in `launch.split` would. `kernels` are other kernels than
+    the package's; nothing watches them here, so they belong into a process of their own: see `edited.run_edited`."""
+    return _run_launches(call, launches(call, machine(), num_partitions), _scratch_pointer, kernels)
 
 
 def partials(call, num_partitions: int) -> Partials:
@@ -60,7 +62,12 @@ def partials(call, num_partitions: int) -> Partials:
     return Partials(held["partial_acc"], held["partial_top"], held["partial_total"], output)
 
 
-def _run_launches(call, todo: list[Launch], partial_pointer: Callable[[str, tuple[int, ...]], int]) -> mx.array:
+def _run_launches(
+    call,
+    todo: list[Launch],
+    partial_pointer: Callable[[str, tuple[int, ...]], int],
+    kernels: KernelSource | None = None,
+) -> mx.array:
     mx.eval(*(x for x in call if type(x) is mx.array))
     output = mx.array(np.empty(call.q.shape, _OUTPUT_TYPES[call.q.dtype]))  # MLX cannot make an array uninitialised
     arrays = {name: x for name in call._fields if type(x := getattr(call, name)) is mx.array} | {"out": output}
@@ -79,7 +86,7 @@ def _run_launches(call, todo: list[Launch], partial_pointer: Callable[[str, tupl
         scalars = (ctypes.c_float * len(launch.scalars))(*launch.scalars)
         pointers["sizes"], pointers["scalars"] = ctypes.addressof(sizes), ctypes.addressof(scalars)
         buffers = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*map(pointers.get, inputs + outputs))
-        kernel = _compiled(launch.specialisation)
+        kernel = _compiled(launch.specialisation) if kernels is None else _loaded(launch.specialisation, kernels)
         kernel(buffers, (ctypes.c_int32 * 3)(*launch.grid), parallel_for(), num_threads())
     return output.view(mx.bfloat16) if call.q.dtype == mx.bfloat16 else output
 
@@ -96,10 +103,19 @@ def machine() -> Machine:
     return cpu(num_threads(), host.vector_width())
 
 
+def built(specialisation: Specialisation, kernels: KernelSource) -> Path:
+    """The library with one specialised kernel. KernelError, in the compiler's words, when it does not compile."""
+    text = translation_unit(specialisation, kernels, "native.h")
+    return host.built_library(specialisation.label, text, host.optimised())
+
+
 @cache
 def _compiled(specialisation: Specialisation):
-    text = translation_unit(specialisation, kernel_source(), "native.h")
-    function = host.library(specialisation.label, text, host.optimised()).paged_launch
+    return _loaded(specialisation, kernel_source())
+
+
+def _loaded(specialisation: Specialisation, kernels: KernelSource):
+    function = ctypes.CDLL(str(built(specialisation, kernels))).paged_launch
     function.restype = None
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]
     return function

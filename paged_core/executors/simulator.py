@@ -45,7 +45,7 @@ from paged_core.errors import (
 from paged_core.executors import host
 from paged_core.executors.cpp import translation_unit
 from paged_core.executors.dlpack import pointer
-from paged_core.executors.launch import ARGUMENTS, GPU, Launch, argument_dtype, launches
+from paged_core.executors.launch import ARGUMENTS, GPU, Launch, Machine, Specialisation, argument_dtype, launches
 from paged_core.executors.source import KernelSource, kernel_source, kernels_folder
 from paged_core.executors.trace import COMPACT, Sites, Trace, TracedBuffer, TracedLaunch
 
@@ -79,8 +79,11 @@ def simulate(call, kernels: KernelSource | None = None, max_records: int | None 
     """
     if reason := why_not():
         raise ExecutorUnavailable(f"simulator: {reason}")
-    todo = launches(call, GPU)
-    libraries = [compiled(launch, kernels) for launch in todo]
+    todo = launches(call, machine())
+    libraries = [
+        _package_kernel(launch.specialisation) if kernels is None else built(launch.specialisation, kernels)
+        for launch in todo
+    ]
     with _one_at_a_time:
         simulation = _Simulation(-1 if max_records is None else max_records)
         try:
@@ -89,23 +92,23 @@ def simulate(call, kernels: KernelSource | None = None, max_records: int | None 
             simulation.delete()
 
 
-def compiled(launch: Launch, kernels: KernelSource | None = None) -> Path:
-    """The library with the kernel of a launch, made for the simulator."""
-    return _package_kernel(launch.specialisation) if kernels is None else _kernel(launch.specialisation, kernels)
+def machine() -> Machine:
+    """What launches are fitted to."""
+    return GPU
 
 
 @cache
-def _package_kernel(specialisation) -> Path:
-    return _kernel(specialisation, kernel_source())
+def _package_kernel(specialisation: Specialisation) -> Path:
+    return built(specialisation, kernel_source())
 
 
-def _kernel(specialisation, kernels: KernelSource) -> Path:
+def built(specialisation: Specialisation, kernels: KernelSource) -> Path:
+    """The library with one specialised kernel. KernelError, in the compiler's words, when it does not compile."""
     # Not more optimisation than this: unrolled and vectorised loops would load more at once than a lane does. DWARF 4,
     # for g++ and binutils of one time disagree about the files of DWARF 5.
     flags = ["-O1", "-g1", "-gdwarf-4", "-fsanitize=thread"]
-    if (
-        built := host.compiler()
-    ) and built.is_clang:  # which leaves out loads that it sees followed by a store to the same address
+    compiler = host.compiler()
+    if compiler and compiler.is_clang:  # which leaves out a load that it sees followed by a store to the same place
         flags += ["-mllvm", "-tsan-instrument-read-before-write=1"]
     link_flags = ("-Wl,-undefined,dynamic_lookup",) if sys.platform == "darwin" else ()
     text = translation_unit(specialisation, kernels, "simulator.h")
