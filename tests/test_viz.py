@@ -278,6 +278,13 @@ def test_a_filmstrip_has_a_row_a_moment_and_marks_what_changed():
     assert strip.alt.startswith("1. fresh: A pool of 6 blocks: 0 in use")
 
 
+def test_a_block_that_only_changes_hands_has_changed():
+    allocator = BlockAllocator(4)
+    blocks = allocator.allocate_n(1)
+    frames = [("A has it", snapshot(allocator, [blocks, []])), ("B has it", snapshot(allocator, [[], blocks]))]
+    assert edges(filmstrip(frames, title="Handed over"), "ink") == 1
+
+
 def test_many_holders_and_all_that_can_be_said_of_them_fit():
     allocator = BlockAllocator(24)
     lists = [allocator.allocate_n(2) for _ in range(9)]

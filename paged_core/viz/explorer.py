@@ -196,13 +196,9 @@ class Explorer:
 
     def _show(self) -> None:
         self.sequence.value = self.lab.selected
-        newest, token = (
-            max(0, self.lab.seq.len - 1),
-            self.lab.token,
-        )  # a new max may clamp, and so observe, the old value
+        newest, token = max(0, self.lab.seq.len - 1), self.lab.token
         self.token.max, self.token.disabled = newest, token is None
-        self.lab.token = token
-        self.token.value = token or 0
+        self.token.value = token or 0  # said last: a new max may have clamped the value, and been followed
         said = f'<div role="alert" style="{_HEARD_ONLY}">{escape(self.lab.message)}</div>'
         self.picture.value = said + self.lab.picture().html
 
