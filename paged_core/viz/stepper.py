@@ -392,9 +392,9 @@ class Stepper:
         self.scene, self.threadgroup = scene, threadgroup
         busy = [g for g in range(scene.num_simdgroups) if key_loads(scene, threadgroup, g)]
         self.simdgroup = Dropdown(options=[(f"simdgroup {g}", g) for g in busy], layout=Layout(width="140px"))
-        last = len(scene.accesses(threadgroup, self.simdgroup.value)) - 1
-        self.step = IntSlider(value=step, max=last, description="access", layout=Layout(width="520px"))
-        self.play = Play(value=step, max=last, interval=700)
+        number = len(scene.accesses(threadgroup, self.simdgroup.value))
+        self.step = IntSlider(value=step + 1, min=1, max=number, description="access", layout=Layout(width="520px"))
+        self.play = Play(value=step + 1, min=1, max=number, interval=700)
         jslink((self.play, "value"), (self.step, "value"))
         self.picture = HTML()
         self.simdgroup.observe(lambda change: self._restart(), "value")
@@ -403,7 +403,8 @@ class Stepper:
         self._show()
 
     def draw(self) -> Svg:
-        return step_picture(self.scene, self.step.value, threadgroup=self.threadgroup, simdgroup=self.simdgroup.value)
+        step = self.step.value - 1  # people count from 1
+        return step_picture(self.scene, step, threadgroup=self.threadgroup, simdgroup=self.simdgroup.value)
 
     def __repr__(self) -> str:
         return repr(self.draw())
@@ -412,8 +413,8 @@ class Stepper:
         return {**self.widget._repr_mimebundle_(), **self.draw()._repr_mimebundle_()}
 
     def _restart(self) -> None:
-        self.step.value = 0
-        self.step.max = self.play.max = len(self.scene.accesses(self.threadgroup, self.simdgroup.value)) - 1
+        self.step.value = 1
+        self.step.max = self.play.max = len(self.scene.accesses(self.threadgroup, self.simdgroup.value))
         self._show()
 
     def _show(self) -> None:
