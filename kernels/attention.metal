@@ -34,9 +34,11 @@ METAL_FUNC float load_vector(const threadgroup float* from, float) { return *fro
 METAL_FUNC void store_vector(thread float* to, float value) { *to = value; }
 #endif
 
-// For loops that only count registers: the compiler writes out every turn.
+// For loops that only count registers: the compiler writes out every turn. UNROLL_ON_GPU is for arrays that are small
+// because many lanes share the work, and would else lie in a GPU's memory; a CPU's single lane has a cache for them.
 #ifndef UNROLL
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_ON_GPU UNROLL
 #endif
 
 // What is the same for every thread of a launch.
@@ -121,11 +123,11 @@ METAL_FUNC void decode_keys(
   float top[HEADS];
   float total[HEADS];
   float slope[HEADS];
-  for (int h = 0; h < HEADS; ++h) {
+  UNROLL_ON_GPU for (int h = 0; h < HEADS; ++h) {
     top[h] = -INFINITY;
     total[h] = 0.0f;
     slope[h] = problem.has_alibi ? float(alibi_slopes[first_head + h]) : 0.0f;
-    for (int i = 0; i < DIMS; ++i) {
+    UNROLL_ON_GPU for (int i = 0; i < DIMS; ++i) {
       const int dim = i * LANES + lane;
       const long at = (long(seq) * problem.num_q_heads + first_head + h) * HEAD_DIM + dim;
       query[h][i] = in_head<HEAD_DIM, LANES>(dim) ? problem.scale * float(q[at]) : 0.0f;
@@ -140,7 +142,7 @@ METAL_FUNC void decode_keys(
     int entry = tile / problem.block_size;
     int token = tile % problem.block_size;
     int block = block_tables[long(seq) * problem.max_blocks + entry];
-    for (int j = 0; j < KEYS; ++j) {
+    UNROLL_ON_GPU for (int j = 0; j < KEYS; ++j) {
       k[j] = k_pool + pool.k_vector(block, kv_head, token);
       v[j] = v_pool + pool.v_vector(block, kv_head, token);
       if (tile + j + 1 < end && ++token == problem.block_size) {
@@ -151,20 +153,20 @@ METAL_FUNC void decode_keys(
 
     // Logits: each lane multiplies its dims, the simdgroup adds up.
     float s[HEADS][KEYS];
-    for (int j = 0; j < KEYS; ++j) {
+    UNROLL_ON_GPU for (int j = 0; j < KEYS; ++j) {
       float dot[HEADS] = {};
-      for (int i = 0; i < DIMS; ++i) {
+      UNROLL_ON_GPU for (int i = 0; i < DIMS; ++i) {
         const int dim = i * LANES + lane;
         const float k_value = in_head<HEAD_DIM, LANES>(dim) ? float(k[j][pool.k_dim(dim)]) : 0.0f;
-        for (int h = 0; h < HEADS; ++h) dot[h] += query[h][i] * k_value;
+        UNROLL_ON_GPU for (int h = 0; h < HEADS; ++h) dot[h] += query[h][i] * k_value;
       }
-      for (int h = 0; h < HEADS; ++h) s[h][j] = simd_sum(dot[h]);
+      UNROLL_ON_GPU for (int h = 0; h < HEADS; ++h) s[h][j] = simd_sum(dot[h]);
     }
 
     // Weights, and what a new maximum does to the old ones.
-    for (int h = 0; h < HEADS; ++h) {
+    UNROLL_ON_GPU for (int h = 0; h < HEADS; ++h) {
       float tile_top = top[h];
-      for (int j = 0; j < KEYS; ++j) {
+      UNROLL_ON_GPU for (int j = 0; j < KEYS; ++j) {
         s[h][j] = to_logit(s[h][j], problem.softcap, slope[h], context - 1 - (tile + j));
         if (tile + j >= end) s[h][j] = -INFINITY;
         tile_top = max(tile_top, s[h][j]);
@@ -172,22 +174,22 @@ METAL_FUNC void decode_keys(
       const float rescale = exp(top[h] - tile_top);
       top[h] = tile_top;
       total[h] *= rescale;
-      for (int i = 0; i < DIMS; ++i) acc[h][i] *= rescale;
-      for (int j = 0; j < KEYS; ++j) s[h][j] = exp(s[h][j] - tile_top);
-      for (int j = 0; j < KEYS; ++j) total[h] += s[h][j];
+      UNROLL_ON_GPU for (int i = 0; i < DIMS; ++i) acc[h][i] *= rescale;
+      UNROLL_ON_GPU for (int j = 0; j < KEYS; ++j) s[h][j] = exp(s[h][j] - tile_top);
+      UNROLL_ON_GPU for (int j = 0; j < KEYS; ++j) total[h] += s[h][j];
     }
 
     // Values, four keys at a time: one trip of acc through a register serves all four.
-    for (int j = 0; j < KEYS; j += 4) {
+    UNROLL_ON_GPU for (int j = 0; j < KEYS; j += 4) {
       const device T* v0 = v[j];
       const device T* v1 = v[j + 1];
       const device T* v2 = v[j + 2];
       const device T* v3 = v[j + 3];
-      for (int i = 0; i < DIMS; ++i) {
+      UNROLL_ON_GPU for (int i = 0; i < DIMS; ++i) {
         const int dim = i * LANES + lane;
         if (!in_head<HEAD_DIM, LANES>(dim)) continue;
         const int at = pool.v_dim(dim);
-        for (int h = 0; h < HEADS; ++h)
+        UNROLL_ON_GPU for (int h = 0; h < HEADS; ++h)
           acc[h][i] += s[h][j] * float(v0[at]) + s[h][j + 1] * float(v1[at]) + s[h][j + 2] * float(v2[at]) +
                        s[h][j + 3] * float(v3[at]);
       }
@@ -196,14 +198,14 @@ METAL_FUNC void decode_keys(
 
   // The simdgroups agree on one maximum, then add up one after the other: the same order, so the same bits, every run.
   if (lane == 0) {
-    for (int h = 0; h < HEADS; ++h) {
+    UNROLL_ON_GPU for (int h = 0; h < HEADS; ++h) {
       top_all[simdgroup * HEADS + h] = top[h];
       total_all[simdgroup * HEADS + h] = total[h];
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   float group_total[HEADS];
-  for (int h = 0; h < HEADS; ++h) {
+  UNROLL_ON_GPU for (int h = 0; h < HEADS; ++h) {
     float group_top = -INFINITY;
     for (int g = 0; g < SIMDGROUPS; ++g) group_top = max(group_top, top_all[g * HEADS + h]);
     group_total[h] = 0.0f;
@@ -212,14 +214,14 @@ METAL_FUNC void decode_keys(
       if (g_total != 0.0f) group_total[h] += g_total * exp(top_all[g * HEADS + h] - group_top);
     }
     const float rescale = total[h] != 0.0f ? exp(top[h] - group_top) : 0.0f;
-    for (int i = 0; i < DIMS; ++i) acc[h][i] *= rescale;
+    UNROLL_ON_GPU for (int i = 0; i < DIMS; ++i) acc[h][i] *= rescale;
     top[h] = group_top;
   }
   for (int g = 0; g < SIMDGROUPS; ++g) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (simdgroup != g) continue;
-    for (int h = 0; h < HEADS; ++h) {
-      for (int i = 0; i < DIMS; ++i) {
+    UNROLL_ON_GPU for (int h = 0; h < HEADS; ++h) {
+      UNROLL_ON_GPU for (int i = 0; i < DIMS; ++i) {
         const int dim = i * LANES + lane;
         if (!in_head<HEAD_DIM, LANES>(dim)) continue;
         const float before = g == 0 ? 0.0f : acc_all[h * HEAD_DIM + dim];
@@ -271,7 +273,8 @@ struct RowTile {
 // acc [ROW_TILES * ROWS, DIMS of this lane] += weights [ROW_TILES * ROWS, KEYS] times the KEYS V vectors, for the first
 // `row_tiles` times ROWS rows. With EDGE a weight of 0 means that the row does not see the key, and what it does not see
 // must not reach it: 0 times NaN would be NaN.
-template <bool EDGE, typename T, int LAYOUT, int HEAD_DIM, int LANES, int WIDTH, int KEYS, int ROWS, int DIMS>
+template <bool EDGE, typename T, int LAYOUT, int HEAD_DIM, int LANES, int WIDTH, int KEYS, int ROWS, int ROW_TILES,
+          int DIMS>
 METAL_FUNC void add_values(thread float (*acc)[DIMS], int row_tiles, const threadgroup float* weights,
                            const device T* v_pool, const threadgroup long* v_at, Pool<T, LAYOUT, HEAD_DIM> pool,
                            int lane) {
@@ -279,17 +282,18 @@ METAL_FUNC void add_values(thread float (*acc)[DIMS], int row_tiles, const threa
   constexpr int VECTORS_AT_ONCE = DIMS / WIDTH % 2 == 0 ? 2 : 1;  // ROWS times as many sums stay in registers
   constexpr int CHUNK = VECTORS_AT_ONCE * WIDTH;
   constexpr int KEYS_AT_ONCE = LANES == 1 ? KEYS : 1;  // a single lane has a cache to keep converted values in
-  for (int chunk = 0; chunk < DIMS; chunk += CHUNK) {
+  UNROLL_ON_GPU for (int chunk = 0; chunk < DIMS; chunk += CHUNK) {
     for (int key = 0; key < KEYS; key += KEYS_AT_ONCE) {
       float values[KEYS_AT_ONCE][CHUNK];
       for (int j = 0; j < KEYS_AT_ONCE; ++j) {
         const device T* v = v_pool + v_at[key + j];
-        for (int i = 0; i < CHUNK; ++i) {
+        UNROLL_ON_GPU for (int i = 0; i < CHUNK; ++i) {
           const int dim = nth_of_lane<LANES, WIDTH>(chunk + i, lane);
           values[j][i] = in_head<HEAD_DIM, LANES>(dim) ? float(v[pool.v_dim(dim)]) : 0.0f;
         }
       }
-      for (int t = 0; t < row_tiles; ++t) {
+      for (int t = 0; t < ROW_TILES; ++t) {
+        if (t >= row_tiles) break;
         thread float(*rows)[DIMS] = acc + t * ROWS;
         Vector part[ROWS][VECTORS_AT_ONCE];
         UNROLL for (int r = 0; r < ROWS; ++r)
@@ -314,8 +318,8 @@ METAL_FUNC void add_values(thread float (*acc)[DIMS], int row_tiles, const threa
 // ROW_TILES times: GROUP_ROWS = SIMDGROUPS * ROW_TILES * ROWS rows in all.
 //
 // Keys come KEYS at a time, the same for every row. K goes through threadgroup memory, K_DIMS dims at a time,
-// transposed: then lanes stand for keys, WIDTH side by side, and a logit needs no sum across lanes. The weights go through
-// threadgroup memory too, because for V lanes stand for dims again.
+// transposed: then lanes stand for keys, WIDTH side by side, and a logit needs no sum across lanes. The weights go
+// through threadgroup memory too, because for V lanes stand for dims again.
 template <typename T, int LAYOUT, int HEAD_DIM, int LANES, int WIDTH, int SIMDGROUPS, int KEYS, int ROWS, int ROW_TILES,
           int K_DIMS, typename Tables, typename Lens, typename Starts, typename Slopes, typename Sinks>
 METAL_FUNC void prompt_rows(
@@ -334,6 +338,7 @@ METAL_FUNC void prompt_rows(
     threadgroup long* v_at,          // [KEYS], where each key's V vector begins
     Problem problem, int tile, int kv_head, int simdgroup, int lane) {
   constexpr int DIMS = (HEAD_DIM + LANES - 1) / LANES;
+  constexpr int K_DIMS_PER_LANE = (K_DIMS + LANES - 1) / LANES;
   constexpr int KEYS_PER_LANE = KEYS / LANES;
   constexpr int VECTORS = KEYS_PER_LANE / WIDTH;
   typedef typename VectorOf<WIDTH>::type Vector;
@@ -372,10 +377,10 @@ METAL_FUNC void prompt_rows(
   float acc[ROW_TILES * ROWS][DIMS];
   float top[ROW_TILES * ROWS];
   float total[ROW_TILES * ROWS];
-  for (int r = 0; r < ROW_TILES * ROWS; ++r) {
+  UNROLL_ON_GPU for (int r = 0; r < ROW_TILES * ROWS; ++r) {
     top[r] = -INFINITY;
     total[r] = 0.0f;
-    for (int i = 0; i < DIMS; ++i) acc[r][i] = 0.0f;
+    UNROLL_ON_GPU for (int i = 0; i < DIMS; ++i) acc[r][i] = 0.0f;
   }
 
   // From the oldest key that the first row sees to the newest that the last row sees.
@@ -394,13 +399,20 @@ METAL_FUNC void prompt_rows(
         const int block = block_tables[long(seq) * problem.max_blocks + pos / problem.block_size];
         const device T* k = k_pool + pool.k_vector(block, kv_head, pos % problem.block_size);
         if (lane == 0) v_at[j] = pool.v_vector(block, kv_head, pos % problem.block_size);
-        float values[(K_DIMS + LANES - 1) / LANES];
-        for (int d = lane, i = 0; d < K_DIMS; d += LANES, ++i) values[i] = float(k[pool.k_dim(chunk + d)]);
-        for (int d = lane, i = 0; d < K_DIMS; d += LANES, ++i) k_tile[d * KEYS + j] = values[i];
+        float values[K_DIMS_PER_LANE];
+        UNROLL_ON_GPU for (int i = 0; i < K_DIMS_PER_LANE; ++i) {
+          const int d = i * LANES + lane;
+          if (in_head<K_DIMS, LANES>(d)) values[i] = float(k[pool.k_dim(chunk + d)]);
+        }
+        UNROLL_ON_GPU for (int i = 0; i < K_DIMS_PER_LANE; ++i) {
+          const int d = i * LANES + lane;
+          if (in_head<K_DIMS, LANES>(d)) k_tile[d * KEYS + j] = values[i];
+        }
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
 
-      for (int t = 0; t < row_tiles; ++t) {
+      for (int t = 0; t < ROW_TILES; ++t) {
+        if (t >= row_tiles) break;
         const threadgroup float* q_rows = q_tile + (simdgroup_row + t * ROWS) * HEAD_DIM + chunk;
         Vector part[ROWS][VECTORS];
         UNROLL for (int r = 0; r < ROWS; ++r)
@@ -409,7 +421,8 @@ METAL_FUNC void prompt_rows(
         for (int d = 0; d < K_DIMS; ++d)
           UNROLL for (int r = 0; r < ROWS; ++r)
             UNROLL for (int j = 0; j < VECTORS; ++j)
-              part[r][j] += q_rows[r * HEAD_DIM + d] * load_vector(k_tile + d * KEYS + (j * LANES + lane) * WIDTH, Vector());
+              part[r][j] +=
+                  q_rows[r * HEAD_DIM + d] * load_vector(k_tile + d * KEYS + (j * LANES + lane) * WIDTH, Vector());
         UNROLL for (int r = 0; r < ROWS; ++r)
           UNROLL for (int j = 0; j < VECTORS; ++j) store_vector(s[t * ROWS + r] + j * WIDTH, part[r][j]);
       }
@@ -418,7 +431,8 @@ METAL_FUNC void prompt_rows(
     // Does every row see every key of this tile? Only at the two edges of the mask does one have to ask key by key.
     const bool edge = key + KEYS - 1 > oldest_pos || (problem.window > 0 && key <= newest_pos - problem.window);
 
-    for (int r = 0; r < row_tiles * ROWS; ++r) {
+    UNROLL_ON_GPU for (int r = 0; r < ROW_TILES * ROWS; ++r) {
+      if (r >= row_tiles * ROWS) break;
       const int pos = first_pos + rows.query(simdgroup_row + r);
       const float slope = problem.has_alibi ? float(alibi_slopes[rows.head(simdgroup_row + r)]) : 0.0f;
       float tile_top = top[r];
@@ -439,21 +453,23 @@ METAL_FUNC void prompt_rows(
       }
       top[r] = tile_top;
       total[r] = total[r] * rescale + simd_sum(added);
-      for (int i = 0; i < DIMS; ++i) acc[r][i] *= rescale;
+      UNROLL_ON_GPU for (int i = 0; i < DIMS; ++i) acc[r][i] *= rescale;
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
     if (edge)
-      add_values<true, T, LAYOUT, HEAD_DIM, LANES, WIDTH, KEYS, ROWS, DIMS>(acc, row_tiles, weights, v_pool, v_at, pool, lane);
+      add_values<true, T, LAYOUT, HEAD_DIM, LANES, WIDTH, KEYS, ROWS, ROW_TILES, DIMS>(acc, row_tiles, weights, v_pool,
+                                                                                       v_at, pool, lane);
     else
-      add_values<false, T, LAYOUT, HEAD_DIM, LANES, WIDTH, KEYS, ROWS, DIMS>(acc, row_tiles, weights, v_pool, v_at, pool, lane);
+      add_values<false, T, LAYOUT, HEAD_DIM, LANES, WIDTH, KEYS, ROWS, ROW_TILES, DIMS>(acc, row_tiles, weights, v_pool,
+                                                                                        v_at, pool, lane);
   }
 
-  for (int r = 0; r < ROW_TILES * ROWS; ++r) {
+  UNROLL_ON_GPU for (int r = 0; r < ROW_TILES * ROWS; ++r) {
     const int row = simdgroup_row + r;
     if (row >= rows.num_rows) continue;
     const float sink = problem.has_sinks ? float(sinks[rows.head(row)]) : 0.0f;
     const float factor = normaliser(top[r], total[r], problem.has_sinks, sink);
-    for (int i = 0; i < DIMS; ++i) {
+    UNROLL_ON_GPU for (int i = 0; i < DIMS; ++i) {
       const int dim = nth_of_lane<LANES, WIDTH>(i, lane);
       if (in_head<HEAD_DIM, LANES>(dim)) out[rows.head_vector(row) * HEAD_DIM + dim] = T(acc[r][i] * factor);
     }

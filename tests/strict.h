@@ -11,6 +11,8 @@
 #define THREADGROUP_ARRAY(type, name, size) static threadgroup type name[size]
 #define PAGED_NATIVE_BFLOAT
 #include "common.h"
+#undef UNROLL  // the text has its own
+#undef UNROLL_ON_GPU
 
 namespace msl {
 

@@ -86,6 +86,31 @@ def test_a_mistake_in_a_cuda_kernel_does_not_compile(compiler, mistake, old, new
     assert "error" in complaints(compiler, text.replace(old, new), tmp_path)
 
 
+def arrays_in_memory(text: str, folder: Path) -> list[str]:
+    """The arrays that LLVM, which Apple's compiler is made of too, cannot keep in a thread's registers."""
+    source = folder / "kernels.cu"
+    source.write_text(f'#include "clang_cuda.h"\n{text}')
+    to_llvm = [*CLANG, "-O2", "-S", "-emit-llvm", f"-I{Path(__file__).parent}", str(source), "-o", "-"]
+    to_llvm.remove("-fsyntax-only")
+    answer = subprocess.run(to_llvm, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    return re.findall(r"= (alloca .*)", answer.stdout)
+
+
+def test_a_gpu_thread_keeps_its_arrays_in_registers(tmp_path):
+    """An array that a loop walks which is not written out lies in a GPU's memory, many times slower."""
+    if shutil.which(CLANG[0]) is None:
+        pytest.skip(f"no {CLANG[0]} on PATH")
+    some = [
+        s for s in every_specialisation()
+        if s.kernel in ("paged_decode", "paged_prompt") and s.dtype == mx.float32 and dict(s.constants)["LAYOUT"] == 0
+    ]  # fmt: skip
+    assert len(some) > 25
+    assert arrays_in_memory(cuda_text(tuple(some)), tmp_path) == []
+    rolled = cuda_text(tuple(some[:1])).replace("#define UNROLL_ON_GPU UNROLL", "#define UNROLL_ON_GPU")
+    assert arrays_in_memory(rolled, tmp_path) != []
+
+
 def test_cuda_kernels_hold_what_a_block_may_have():
     """48 KB of declared shared memory, 1,024 threads; an Apple GPU's limits are below both."""
     for specialisation in every_specialisation():

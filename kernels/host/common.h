@@ -19,6 +19,7 @@
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+#define UNROLL_ON_GPU
 
 namespace msl {
 

@@ -8,6 +8,7 @@
 #define METAL_FUNC inline __attribute__((__device__, always_inline))
 #define THREADGROUP_ARRAY(type, name, size) __shared__ type name[size]
 #define UNROLL _Pragma("unroll")
+#define UNROLL_ON_GPU UNROLL
 #define HOST_VECTORS  // one address space for the compiler, so that one load_vector serves all pointers
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
