@@ -17,7 +17,7 @@ from paged_core.viz.figure import Chart, chart
 from paged_core.viz.style import contrast, sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
 
-LINE_BYTES = 64  # a cache line of x86 and most GPUs' smallest useful read; Apple's lines have 128
+LINE_BYTES = 64  # a cache line of x86; Apple's and NVIDIA's have 128
 RAMP = (
     "#00224E",
     "#213B6E",
