@@ -87,3 +87,9 @@ def test_it_has_nothing_that_strict_comparison_trips_over(notebook):
         assert "NBVAL" not in cell.source  # tags say it, where the reader need not see
         tags = [tag for tag in cell.metadata.get("tags", []) if tag.startswith("nbval")]
         assert set(tags) <= {"nbval-ignore-output"}
+
+
+def test_its_links_lead_somewhere(notebook):
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose) if "://" not in link]
+    assert not [link for link in links if not (FOLDER / link).exists()]
