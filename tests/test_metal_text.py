@@ -17,7 +17,7 @@ import pytest
 from paged_core import PoolLayout
 from paged_core.attention import checked_call
 from paged_core.cases import paged_case
-from paged_core.executors import host, launch, native
+from paged_core.executors import host, launch, native, simulator
 from paged_core.executors.cpp import translation_unit
 from paged_core.executors.launch import ARGUMENTS, GPU, Specialisation, argument_dtype, launches
 from paged_core.executors.source import kernel_source, kernels_folder
@@ -269,8 +269,8 @@ def test_what_metal_alone_forbids_does_not_compile_strictly(mistake, old, new):
 # --------------------------------------------------------------------------------------------------------- run, too
 
 
-def unit_of(text: str) -> str:
-    """A library of MLX's text: as the native executor's, but that MLX wrote the signature."""
+def unit_of(text: str, header: str) -> str:
+    """C++ of MLX's text: as an executor's own, but that MLX wrote the signature."""
     signature = re.search(r"\[\[kernel]] void (\w+)\((.*?)\) \{", text, re.DOTALL)
     instance = re.search(r"\) (\w+<[^;]*>);", text[signature.end() :])[1]
     arguments, buffers = [], 0
@@ -282,7 +282,7 @@ def unit_of(text: str) -> str:
             buffers += 1
         else:
             arguments.append(attribute)
-    return f"""#include "native.h"
+    return f"""#include "{header}"
 namespace msl {{
 {without_attributes(text)}
 inline void kernel_function(void* const* buffers, uint3 threadgroup_position_in_grid,
@@ -310,7 +310,7 @@ def test_metal_text_run_on_the_host_gives_the_native_executors_bits(options, mon
     todo = [step.specialisation for step in launches(checked_call(**case.arguments), native.machine())]
     made = generated_for(native.machine(), checked_call(**case.arguments)).values()
     ours = {s: translation_unit(s, kernel_source(), "native.h") for s in todo}
-    mlxs = {s: unit_of(text) for s, text in zip(todo, made, strict=True)}
+    mlxs = {s: unit_of(text, "native.h") for s, text in zip(todo, made, strict=True)}
     outputs = []
     for units in (ours, mlxs):
         # Sums in the order in which they stand there: the compiler may not choose one for each text.
@@ -323,3 +323,27 @@ def test_metal_text_run_on_the_host_gives_the_native_executors_bits(options, mon
         outputs.append(case.attend(executor="native"))
         case.check(outputs[-1])
     assert mx.array_equal(*(output.view(mx.uint8) for output in outputs)).item()
+
+
+@pytest.mark.parametrize("options", RUN, ids=["decode", "split decode", "prompt"])
+def test_metal_text_run_lane_by_lane_gives_the_simulators_bits(options, monkeypatch):
+    """The very text of an Apple GPU's launch, with its 32 lanes."""
+    if reason := simulator.why_not():
+        pytest.skip(reason)
+    case = paged_case(head_dim=80, **options)
+    call = checked_call(**case.arguments)
+    expected = simulator.simulate(call).output
+    case.check(expected)
+    todo = [step.specialisation for step in launches(call, GPU)]
+    made = dict(zip(todo, generated_for(GPU, call).values(), strict=True))
+    assert all(dict(s.constants)["LANES"] == 32 for s in todo)
+    ran = []
+
+    def mlxs(specialisation: Specialisation, _, header: str) -> str:
+        ran.append(specialisation)
+        return unit_of(made[specialisation], header)
+
+    monkeypatch.setattr(simulator, "translation_unit", mlxs)
+    output = simulator.simulate(call, kernel_source()).output  # given kernels, it does not take the ones it has made
+    assert ran == todo
+    assert mx.array_equal(output.view(mx.uint8), expected.view(mx.uint8)).item()
