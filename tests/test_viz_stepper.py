@@ -101,6 +101,12 @@ def test_the_map_of_work_names_the_idle(ten):
     assert shown.count("K") == 9
 
 
+def test_at_a_real_size_the_map_draws_stretches():
+    picture = stepper.work_map(scene(context_lens=[70], block_size=16), title="Who")
+    assert "simdgroup 0: 0 to 3, 32 to 35, 64 to 67; simdgroup 1: 4 to 7, 36 to 39, 68 to 68, 69 to 69;" in picture.alt
+    assert {"12 keys", "10 keys", "8 keys"} <= set(words(picture))
+
+
 def test_simdgroups_add_up_in_turn(ten):
     picture = stepper.turns(ten, "acc", title="Turns")
     stays = picture.alt.removeprefix("In this order: ").rstrip(".").split("; ")

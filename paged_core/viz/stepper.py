@@ -282,10 +282,8 @@ def work_map(scene: Scene, *, threadgroup: int = 0, title: str) -> Svg:
     width, height, left, top = min(48.0, 780 / context), 34, 150, TITLE_HEIGHT + 54
     look = sequence_style(seq)
     picture = Svg(left + context * width + 200, top + scene.num_simdgroups * height + 24, title=title, alt="")
-    for token in range(context):
-        middle = left + (token + 0.5) * width
-        if context <= 32 or token % 8 == 0:
-            picture.text(middle, top - 10, token, size=SMALL, anchor="middle", color="muted")
+    for token in range(0, context, 1 if context <= 32 else 8 if context <= 128 else 16):
+        picture.text(left + (token + 0.5) * width, top - 10, token, size=SMALL, anchor="middle", color="muted")
     for page, block in enumerate(scene.case.seqs[seq].blocks):
         begin, end = page * size, min((page + 1) * size, context)
         picture.line([(left + begin * width + 3, top - 28), (left + end * width - 3, top - 28)], color="muted")
@@ -298,14 +296,26 @@ def work_map(scene: Scene, *, threadgroup: int = 0, title: str) -> Svg:
         loads = key_loads(scene, threadgroup, simdgroup)
         picture.text(left - 14, y + 22, f"simdgroup {simdgroup}", anchor="end")
         picture.rect(left, y + 2, context * width, height - 4, fill="none", stroke="muted", dashed=True, radius=0)
-        for token, times in sorted(loads.items()):
+        for first, last, times in _runs(loads, one_by_one=width >= 24):
             words = "" if width < 24 else "K" if times == 1 else f"K ×{times}"
-            picture.cell(left + token * width, y + 2, width, height - 4, look, words, size=14)
+            picture.cell(left + first * width, y + 2, (last - first + 1) * width, height - 4, look, words, size=14)
         words = f"{len(loads)} keys" if loads else "nothing to do"
         picture.text(left + context * width + 14, y + 22, words, color="ink" if loads else "muted")
-        facts.append(f"simdgroup {simdgroup}: {', '.join(map(str, sorted(loads))) if loads else 'none'}")
+        stretches = ", ".join(f"{first} to {last}" for first, last, _ in _runs(loads)) or "none"
+        facts.append(f"simdgroup {simdgroup}: {stretches}")
     picture.alt = f"Tokens whose K each simdgroup loads. {'; '.join(facts)}."
     return picture
+
+
+def _runs(loads: Mapping[int, int], *, one_by_one: bool = False) -> list[tuple[int, int, int]]:
+    """(first token, last token, times) of neighbours that are loaded equally often."""
+    runs: list[tuple[int, int, int]] = []
+    for token, times in sorted(loads.items()):
+        if runs and not one_by_one and runs[-1][1:] == (token - 1, times):
+            runs[-1] = (runs[-1][0], token, times)
+        else:
+            runs.append((token, token, times))
+    return runs
 
 
 def turns(scene: Scene, buffer: str, *, threadgroup: int = 0, title: str) -> Svg:
