@@ -63,6 +63,14 @@ def test_what_is_edited_is_what_runs(executor):
     case.check(case.attend(executor))  # and the package's own kernels are what they were
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_sum_may_be_written_as_a_butterfly(executor):
+    butterfly = "for (int mask = LANES / 2; mask > 0; mask /= 2) dot[h] += simd_shuffle_xor(dot[h], mask);"
+    edited = changed("s[h][j] = simd_sum(dot[h]);", f"{{ {butterfly} s[h][j] = dot[h]; }}")
+    case = small_case()
+    case.check(run_edited(edited, **case.arguments, executor=executor))
+
+
 def test_a_trace_comes_back_whole():
     case = small_case(dtype="bfloat16")
     there, here = run_edited(files(), **case.arguments, trace=True), trace(**case.arguments)

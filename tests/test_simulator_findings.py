@@ -90,6 +90,22 @@ def test_simd_operations_and_barriers_do_what_they_say():
     assert np.array(output.output).ravel().tolist() == [31 * 16.0] * 128
 
 
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("x = simd_min(x);", [0] * 32),
+        ("x = simd_broadcast(x, 5);", [5] * 32),
+        ("x = simd_shuffle(x, 31 - lane);", range(31, -1, -1)),
+        ("x = simd_shuffle_down(x, 2);", [*range(2, 32), 30, 31]),
+        ("for (int mask = 16; mask > 0; mask /= 2) x += simd_shuffle_xor(x, mask);", [31 * 16] * 32),
+        ("x = min(x, 3.5f) + abs(-0.25f);", [0.25, 1.25, 2.25, 3.25] + [3.75] * 28),
+    ],
+)
+def test_functions_of_metal_that_an_edited_kernel_may_want(body, expected):
+    output = run_small(f"float x = lane; {body} {WRITE_ALL.replace('1.0f', 'x')}").output
+    assert np.array(output).reshape(-1, 32).tolist() == [list(expected)] * 4
+
+
 @pytest.mark.parametrize("index", [128, 129, 5000, 1 << 20, 1 << 33, -1, -128, -(1 << 33)])
 def test_a_read_outside_a_buffer(index):
     found = catch(StrayAccess, f"{WRITE_ALL}\nif (seq == 1 && simdgroup == 3 && lane == 5) mine[0] = q[long({index})];")

@@ -83,7 +83,10 @@ typedef bfloat bfloat16_t;
 
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a < b ? b : a; }
+inline float min(float a, float b) { return b < a ? b : a; }
 inline float max(float a, float b) { return a < b ? b : a; }
+inline int abs(int a) { return a < 0 ? -a : a; }
+inline float abs(float a) { return __builtin_fabsf(a); }
 
 // e^x to about one unit in the last place, written so that a loop of it becomes vector code, which a call of the C
 // library's would not: x = n ln 2 + r, |r| <= ln 2 / 2, e^r by its Taylor polynomial, 2^n in two factors so that the

@@ -9,6 +9,11 @@ namespace msl {
 
 inline float simd_sum(float x) { return x; }
 inline float simd_max(float x) { return x; }
+inline float simd_min(float x) { return x; }
+inline float simd_broadcast(float x, uint) { return x; }
+inline float simd_shuffle(float x, uint) { return x; }
+inline float simd_shuffle_xor(float x, uint) { return x; }
+inline float simd_shuffle_down(float x, uint) { return x; }
 inline void simdgroup_barrier(mem_flags) {}
 inline void threadgroup_barrier(mem_flags) {}
 

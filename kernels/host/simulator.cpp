@@ -27,8 +27,7 @@ namespace {
 
 enum Space : int32_t { INPUT, OUTPUT, THREADGROUP };
 enum Kind : int32_t { NONE, OUTSIDE, WRITE_TO_INPUT, NEVER_WRITTEN, RACE, DIVERGENCE, TOO_LONG, LEFT_OUT, BROKEN };
-enum Operation : int32_t { SIMD_SUM, SIMD_MAX, SIMDGROUP_BARRIER, THREADGROUP_BARRIER };  // those of simulator.h
-enum MemFlags { MEM_DEVICE = 1, MEM_THREADGROUP = 2 };                                    // msl::mem_flags
+enum MemFlags { MEM_DEVICE = 1, MEM_THREADGROUP = 2 };  // msl::mem_flags
 
 typedef void Kernel(void* const* buffers, uint32_t x, uint32_t y, uint32_t z, uint32_t simdgroup, uint32_t lane);
 
@@ -56,9 +55,9 @@ struct Finding {
   int64_t threadgroup = 0, other_threadgroup = 0;
   int32_t thread = 0, other = 0;
   int32_t is_write = 0, other_is_write = 0;
-  int64_t site = -1, other_site = -1;            // offsets in the kernel's library; -1 where there is none
-  int32_t operation = -1, other_operation = -1;  // where the thread waits; -1 where it is done
+  int64_t site = -1, other_site = -1;  // offsets in the kernel's library; -1 where there is none
   int32_t line = 0, other_line = 0;
+  const char *operation = nullptr, *other_operation = nullptr;  // where the thread waits; null where it is done
   const char *file = nullptr, *other_file = nullptr;
   const char* why = nullptr;
 };
@@ -96,8 +95,7 @@ struct Buffer {
 struct Fiber {
   ucontext_t context;
   enum { READY, WAITING, STUCK, DONE } state;  // STUCK: at a read of what nobody has written
-  Operation operation;
-  const char* file;
+  const char *operation, *file;
   int32_t line;
   uint32_t flags;
   float value;
@@ -160,7 +158,7 @@ class Simulation {
     for (int i = 0; i < num_buffers; ++i) table_[i] = buffers_[slots[i]].start;
     arrays_.clear();
     simdgroup_phases_.assign(simdgroups, 0);
-    results_.assign(simdgroups, 0.0f);
+    results_.resize(threads_.size());
     const int64_t threadgroups = int64_t(grid[0]) * grid[1] * grid[2];
     for (threadgroup_ = 0; threadgroup_ < threadgroups; ++threadgroup_) {
       starts_.push_back(records_.size());
@@ -206,13 +204,20 @@ class Simulation {
     return buffers_[slot].start;
   }
 
-  float simd(Operation operation, float x, const char* file, int32_t line) {
+  // What the operation gives this lane when all have met. `other` says whose value a shuffle takes, in its own way.
+  float simd(const char* operation, float x, int32_t other, const char* file, int32_t line) {
     threads_[thread_].value = x;
     wait(operation, 0, file, line);
-    return results_[thread_ / lanes_];
+    const int lane = thread_ % lanes_;
+    int from = lane;
+    if (is(operation, "simd_shuffle") || is(operation, "simd_broadcast")) from = other;
+    if (is(operation, "simd_shuffle_xor")) from = lane ^ other;
+    if (is(operation, "simd_shuffle_down")) from = lane + other;
+    if (from < 0 || from >= lanes_) from = lane;  // nobody there: each keeps its own
+    return results_[thread_ - lane + from];
   }
 
-  void wait(Operation operation, uint32_t flags, const char* file, int32_t line) {
+  void wait(const char* operation, uint32_t flags, const char* file, int32_t line) {
     Fiber& fiber = threads_[thread_];
     fiber.state = Fiber::WAITING;
     fiber.operation = operation;
@@ -331,27 +336,27 @@ class Simulation {
   // Do all lanes wait at one simd operation or simdgroup_barrier? Then they go on.
   bool meet_in_simdgroup(int simdgroup) {
     Fiber* lanes = &threads_[simdgroup * lanes_];
-    if (!at_same_place(lanes, lanes_) || lanes[0].operation == THREADGROUP_BARRIER) return false;
-    if (lanes[0].operation == SIMDGROUP_BARRIER) {
+    if (!at_same_place(lanes, lanes_) || is(lanes[0].operation, "threadgroup_barrier")) return false;
+    if (is(lanes[0].operation, "simdgroup_barrier")) {
       if (lanes[0].flags & MEM_THREADGROUP) ++simdgroup_phases_[simdgroup];
       if (lanes[0].flags & MEM_DEVICE) ++device_phase_;
     } else {
-      results_[simdgroup] = combined(lanes, lanes[0].operation);
+      float* results = &results_[simdgroup * lanes_];
+      for (int i = 0; i < lanes_; ++i) results[i] = lanes[i].value;
+      if (is(lanes[0].operation, "simd_sum")) combine(results, [](float a, float b) { return a + b; });
+      if (is(lanes[0].operation, "simd_max")) combine(results, [](float a, float b) { return a < b ? b : a; });
+      if (is(lanes[0].operation, "simd_min")) combine(results, [](float a, float b) { return b < a ? b : a; });
     }
     for (int i = 0; i < lanes_; ++i) lanes[i].state = Fiber::READY;
     return true;
   }
 
   // Half the lanes on the other half, and again, as the hardware does.
-  float combined(const Fiber* lanes, Operation operation) {
-    combined_.resize(lanes_);
-    for (int i = 0; i < lanes_; ++i) combined_[i] = lanes[i].value;
+  template <typename Function>
+  void combine(float* lanes, Function two) const {
     for (int n = lanes_; n > 1; n = (n + 1) / 2)
-      for (int i = 0; i < n / 2; ++i) {
-        const float a = combined_[i], b = combined_[i + (n + 1) / 2];
-        combined_[i] = operation == SIMD_SUM ? a + b : a < b ? b : a;
-      }
-    return combined_[0];
+      for (int i = 0; i < n / 2; ++i) lanes[i] = two(lanes[i], lanes[i + (n + 1) / 2]);
+    std::fill(lanes, lanes + lanes_, lanes[0]);
   }
 
   // Do all threads wait at one threadgroup_barrier? Then they go on. Are all done? Then that was it. Else some wait for
@@ -383,10 +388,12 @@ class Simulation {
     return false;
   }
 
+  static bool is(const char* a, const char* b) { return a == b || !std::strcmp(a, b); }
+
   static bool same_place(const Fiber& a, const Fiber& b) {
     if (a.state != b.state) return false;
     if (a.state == Fiber::DONE) return true;
-    return a.line == b.line && a.operation == b.operation && (a.file == b.file || !std::strcmp(a.file, b.file));
+    return a.line == b.line && is(a.operation, b.operation) && is(a.file, b.file);
   }
 
   static bool at_same_place(const Fiber* fibers, int count) {
@@ -532,7 +539,7 @@ class Simulation {
     const Fiber &here = threads_[waits], &there = threads_[elsewhere];
     thread_ = elsewhere;  // the one that does not come
     caught(DIVERGENCE, nullptr);
-    finding_.operation = there.state == Fiber::WAITING ? there.operation : -1;
+    finding_.operation = there.state == Fiber::WAITING ? there.operation : nullptr;
     finding_.file = there.file;
     finding_.line = there.line;
     finding_.other_threadgroup = threadgroup_;
@@ -562,7 +569,7 @@ class Simulation {
   int32_t thread_ = 0;
   uint32_t threadgroup_phase_ = 0, first_phase_ = 0, device_phase_ = 0;
   std::vector<uint32_t> simdgroup_phases_;
-  std::vector<float> results_, combined_;
+  std::vector<float> results_;  // of each thread's simdgroup, at its latest simd operation
   std::vector<Site> sites_;
   std::vector<int32_t> site_table_;
   std::vector<Record> records_;
@@ -585,11 +592,11 @@ extern "C" {
 void* paged_threadgroup_array(const char* name, int64_t itemsize, int64_t count) {
   return current->threadgroup_array(name, itemsize, count);
 }
-float paged_simd(int32_t operation, float x, const char* file, int32_t line) {
-  return current->simd(Operation(operation), x, file, line);
+float paged_simd(const char* operation, float x, int32_t other, const char* file, int32_t line) {
+  return current->simd(operation, x, other, file, line);
 }
-void paged_barrier(int32_t operation, uint32_t flags, const char* file, int32_t line) {
-  current->wait(Operation(operation), flags, file, line);
+void paged_barrier(const char* operation, uint32_t flags, const char* file, int32_t line) {
+  current->wait(operation, flags, file, line);
 }
 
 // ThreadSanitizer's interface: what the compiler calls before each load and store.

@@ -6,8 +6,8 @@
 
 extern "C" {
 void* paged_threadgroup_array(const char* name, int64_t itemsize, int64_t count);
-float paged_simd(int32_t operation, float x, const char* file, int32_t line);
-void paged_barrier(int32_t operation, uint32_t flags, const char* file, int32_t line);
+float paged_simd(const char* operation, float x, int32_t other, const char* file, int32_t line);
+void paged_barrier(const char* operation, uint32_t flags, const char* file, int32_t line);
 }
 
 // The first thread of a threadgroup that comes here makes the array, the others find it by its name.
@@ -18,10 +18,21 @@ namespace msl {
 
 // A default argument is evaluated where the function is called: that is how it knows the kernel's line.
 #define CALLED_AT const char *file = __builtin_FILE(), int line = __builtin_LINE()
-inline float simd_sum(float x, CALLED_AT) { return paged_simd(0, x, file, line); }
-inline float simd_max(float x, CALLED_AT) { return paged_simd(1, x, file, line); }
-inline void simdgroup_barrier(mem_flags flags, CALLED_AT) { paged_barrier(2, uint32_t(flags), file, line); }
-inline void threadgroup_barrier(mem_flags flags, CALLED_AT) { paged_barrier(3, uint32_t(flags), file, line); }
+#define SIMD(operation, other) paged_simd(#operation, x, other, file, line)
+inline float simd_sum(float x, CALLED_AT) { return SIMD(simd_sum, 0); }
+inline float simd_max(float x, CALLED_AT) { return SIMD(simd_max, 0); }
+inline float simd_min(float x, CALLED_AT) { return SIMD(simd_min, 0); }
+inline float simd_broadcast(float x, uint lane, CALLED_AT) { return SIMD(simd_broadcast, lane); }
+inline float simd_shuffle(float x, uint lane, CALLED_AT) { return SIMD(simd_shuffle, lane); }
+inline float simd_shuffle_xor(float x, uint mask, CALLED_AT) { return SIMD(simd_shuffle_xor, mask); }
+inline float simd_shuffle_down(float x, uint delta, CALLED_AT) { return SIMD(simd_shuffle_down, delta); }
+inline void simdgroup_barrier(mem_flags flags, CALLED_AT) {
+  paged_barrier("simdgroup_barrier", uint32_t(flags), file, line);
+}
+inline void threadgroup_barrier(mem_flags flags, CALLED_AT) {
+  paged_barrier("threadgroup_barrier", uint32_t(flags), file, line);
+}
+#undef SIMD
 #undef CALLED_AT
 
 }  // namespace msl

@@ -50,7 +50,6 @@ from paged_core.executors.source import KernelSource, kernel_source, kernels_fol
 from paged_core.executors.trace import COMPACT, Sites, Trace, TracedBuffer, TracedLaunch
 
 MAX_RECORDS = 10_000_000  # 160 MB, and about 800 MB more once Trace.records is asked for
-OPERATIONS = ("simd_sum", "simd_max", "simdgroup_barrier", "threadgroup_barrier")  # simulator.cpp, Operation
 SPACES = ("input", "output", "threadgroup")  # simulator.cpp, Space
 _PLACE = re.compile(r"(?P<file>[^/]+):[1-9]\d*")
 _one_at_a_time = threading.Lock()  # the C++ side knows one current simulation
@@ -122,8 +121,8 @@ class _Finding(ctypes.Structure):
         ("kind", ctypes.c_int32), ("slot", ctypes.c_int32), ("index", ctypes.c_int64), ("size", ctypes.c_int64),
         ("threadgroup", ctypes.c_int64), ("other_threadgroup", ctypes.c_int64), ("thread", ctypes.c_int32),
         ("other", ctypes.c_int32), ("is_write", ctypes.c_int32), ("other_is_write", ctypes.c_int32),
-        ("site", ctypes.c_int64), ("other_site", ctypes.c_int64), ("operation", ctypes.c_int32),
-        ("other_operation", ctypes.c_int32), ("line", ctypes.c_int32), ("other_line", ctypes.c_int32),
+        ("site", ctypes.c_int64), ("other_site", ctypes.c_int64), ("line", ctypes.c_int32),
+        ("other_line", ctypes.c_int32), ("operation", ctypes.c_char_p), ("other_operation", ctypes.c_char_p),
         ("file", ctypes.c_char_p), ("other_file", ctypes.c_char_p), ("why", ctypes.c_char_p),
     )  # fmt: skip
 
@@ -270,9 +269,9 @@ def _as_error(found: _Finding, launch: TracedLaunch, buffers: list[TracedBuffer]
     me = (found.threadgroup, found.thread // launch.lanes, found.thread % launch.lanes)
     it = who(found.thread, found.threadgroup)
     if found.kind == DIVERGENCE:
-        awaited = f"{OPERATIONS[found.other_operation]} ({_at(found.other_file, found.other_line)})"
-        here = None if found.operation < 0 else _at(found.file, found.line)
-        instead = "has ended" if here is None else f"waits at {OPERATIONS[found.operation]} ({here})"
+        awaited = f"{found.other_operation.decode()} ({_at(found.other_file, found.other_line)})"
+        here = None if found.operation is None else _at(found.file, found.line)
+        instead = "has ended" if here is None else f"waits at {found.operation.decode()} ({here})"
         message = (
             f"{kernel}: not all lanes reach {awaited}: {who(found.other, found.threadgroup)} waits there, while {it} "
             f"{instead}"
