@@ -238,7 +238,7 @@ def test_make_lab_answers(tmp_path):
     """The very command of `make lab`, on a port of its own: the tour's first page is there, and so are the kernels."""
     with socket.create_server(("localhost", 0)) as probe:
         port = probe.getsockname()[1]
-    recipe = make("-n", "lab", f"PORT={port}", f"VENV={sys.prefix}")
+    recipe = make("-n", "lab", f"PORT={port}", f"VENV={os.path.relpath(sys.prefix, ROOT)}")  # relative: no spaces
     command = shlex.split(recipe.replace("\\\n", " ").partition("exec ")[2])
     environment = {**os.environ, "JUPYTER_TOKEN": "secret", "JUPYTER_RUNTIME_DIR": str(tmp_path)}
     log_path = tmp_path / "log"
