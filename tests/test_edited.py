@@ -1,5 +1,6 @@
 """Edited kernels run in a process of their own: right answers, errors at the text's own line, and nothing hangs."""
 
+import re
 import time
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ from paged_core.cases import paged_case
 from paged_core.errors import DataRace, StrayAccess
 from paged_core.executors import host
 from paged_core.executors.edited import run_edited
-from paged_core.executors.source import files
+from paged_core.executors.source import files, kernels_folder
 
 from .cases import DTYPES
 
@@ -138,6 +139,13 @@ def test_an_overrun_stack_ends_with_a_sentence():
     edited = changed(CONTEXT, CONTEXT + "  volatile float large[1 << 20]; large[lane] = 1.0f;\n")
     with pytest.raises(KernelError, match="crashed"):
         run_edited(edited, **small_case().arguments, executor="simulator")
+
+
+def test_the_example_of_the_kernels_readme():
+    text = (kernels_folder() / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    with pytest.raises(AssertionError, match="out of bounds"):
+        exec(example, {})
 
 
 def test_what_it_refuses(monkeypatch):

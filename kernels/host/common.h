@@ -53,7 +53,11 @@ struct half {
   }
 };
 inline half::half(float value) {
+#if defined(__aarch64__)
+  const __fp16 rounded = __fp16(value);  // g++ 12 has no _Float16 there
+#else
   const _Float16 rounded = _Float16(value);
+#endif
   std::memcpy(&bits, &rounded, 2);
 }
 #endif

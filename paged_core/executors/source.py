@@ -46,7 +46,7 @@ def kernels_folder() -> Path:
 
 
 def files() -> dict[str, str]:
-    """The text of each of the kernels' files, by name: read it, change a copy, and run that."""
+    """The text of each of the kernels' files, by name: read it, change a copy, and give that to `edited.run_edited`."""
     return {name: (kernels_folder() / name).read_text(encoding="utf-8") for name in FILES}
 
 
