@@ -61,7 +61,7 @@ def test_the_map_prints_the_rules_own_numbers():
 
 
 def test_times_are_drawn_as_measured_with_the_rules_choice():
-    picture = partials.partition_times({"one": {1: 9.0, 2: 5.0, 8: 4.0}}, chosen={"one": 8}, title="Times")
+    picture = partials.partition_times({("one", 1): 9.0, ("one", 2): 5.0, ("one", 8): 4.0}, {"one": 8}, title="Times")
     line, ring = picture.figure.axes[0].lines
     np.testing.assert_array_equal(line.get_xydata(), [[1, 9], [2, 5], [8, 4]])
     np.testing.assert_array_equal(ring.get_xydata(), [[8, 4]])
@@ -84,7 +84,8 @@ def test_a_mixed_batch_shows_each_row_with_its_position():
 
 
 def test_a_timeline_has_a_bar_a_step_and_names_the_longest():
-    picture = partials.step_timeline({"all at once": [380.0], "chunks": [10.0, 20.0, 31.0]}, title="Steps")
+    times = {("all at once", 0): 380.0, ("chunks", 0): 10.0, ("chunks", 1): 20.0, ("chunks", 2): 31.0}
+    picture = partials.step_timeline(times, title="Steps")
     bars = picture.figure.axes[0].patches
     assert [bar.get_width() for bar in bars] == [380.0, 10.0, 20.0, 31.0]
     assert [bar.get_x() for bar in bars] == [0.0, 0.0, 10.0, 30.0]

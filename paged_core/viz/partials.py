@@ -163,8 +163,10 @@ def rule_map(
     return picture
 
 
-def partition_times(times: Mapping[str, Mapping[int, float]], *, chosen: Mapping[str, int], title: str) -> Chart:
-    """Measured milliseconds by number of partitions, a line a batch; a ring marks the number that the rule chooses."""
+def partition_times(milliseconds: Mapping[tuple[str, int], float], chosen: Mapping[str, int], *, title: str) -> Chart:
+    """Measured times, {(batch, number of partitions): ms}, a line a batch; a ring marks the number of partitions that
+    the rule has `chosen` for it."""
+    times = _by_name(milliseconds)
     alt = f"Lines of decode time by partitions for {', '.join(times)}; rings mark the rule's choices."
     with chart(title=title, alt=alt, size=(10, 5)) as (picture, ax):
         for i, (name, line) in enumerate(times.items()):
@@ -263,16 +265,17 @@ def mixed_batch(context_lens: ArrayLike, query_start_loc: ArrayLike, *, title: s
     return picture
 
 
-def step_timeline(milliseconds: Mapping[str, Sequence[float]], *, title: str) -> Chart:
-    """Measured steps (ms) of a batch in which a prompt is computed, one row a way to cut it. A bar is a step, at its
-    end the other requests get their next token; the longest wait for one stands at the right.
+def step_timeline(milliseconds: Mapping[tuple[str, int], float], *, title: str) -> Chart:
+    """Measured steps, {(way to cut it, step): ms}, of a batch in which a prompt is computed; one row a way to cut it. A
+    bar is a step, at its end the other requests get their next token; the longest wait for one stands at the right.
     """
+    rows = {name: list(steps.values()) for name, steps in _by_name(milliseconds).items()}
     from matplotlib.ticker import MaxNLocator
 
-    alt = f"Bars of steps over time for {', '.join(milliseconds)}."
-    with chart(title=title, alt=alt, size=(12, 1.6 + 0.8 * len(milliseconds))) as (picture, ax):
-        ends = [sum(steps) for steps in milliseconds.values()]
-        for row, steps in enumerate(milliseconds.values()):
+    alt = f"Bars of steps over time for {', '.join(rows)}."
+    with chart(title=title, alt=alt, size=(12, 1.6 + 0.8 * len(rows))) as (picture, ax):
+        ends = [sum(steps) for steps in rows.values()]
+        for row, steps in enumerate(rows.values()):
             times = np.array(steps)
             begins = np.concatenate([[0], times.cumsum()[:-1]])
             fills = [COLORS[0], "#9CCBEA"]
@@ -281,12 +284,19 @@ def step_timeline(milliseconds: Mapping[str, Sequence[float]], *, title: str) ->
             ax.plot(times.cumsum(), [row + 0.42] * len(times), "^", color=LIGHT.ink, markersize=6, clip_on=False)
             label = f"longest wait {times.max():,.3g} ms"
             ax.text(max(ends) * 1.03, row, label, va="center", fontweight="bold")
-        ax.set_yticks(range(len(milliseconds)), list(milliseconds))
+        ax.set_yticks(range(len(rows)), list(rows))
         ax.set(xlabel="milliseconds (bars: steps; triangles: the decodes' next tokens)", xlim=(0, max(ends) * 1.3))
         ax.xaxis.set_major_locator(MaxNLocator(6))
-        ax.set_ylim(len(milliseconds) - 0.4, -0.6)
+        ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
     return picture
+
+
+def _by_name(milliseconds: Mapping[tuple[str, int], float]) -> dict[str, dict[int, float]]:
+    result: dict[str, dict[int, float]] = {}
+    for (name, number), took in milliseconds.items():
+        result.setdefault(name, {})[number] = took
+    return result
 
 
 def _on(fill: str) -> str:
