@@ -11,7 +11,9 @@ struct dim3 {
 extern const __device__ __attribute__((weak)) dim3 threadIdx, blockIdx;
 __device__ void __syncthreads();
 __device__ void __syncwarp();
+__device__ float __shfl_sync(unsigned, float, int);
 __device__ float __shfl_xor_sync(unsigned, float, int);
+__device__ float __shfl_down_sync(unsigned, float, int);
 __device__ float __int_as_float(int);
 __device__ float exp(float);
 __device__ float max(float, float);

@@ -18,6 +18,11 @@ namespace msl {
 
 float simd_sum(float);
 float simd_max(float);
+float simd_min(float);
+float simd_broadcast(float, uint);
+float simd_shuffle(float, uint);
+float simd_shuffle_xor(float, uint);
+float simd_shuffle_down(float, uint);
 void simdgroup_barrier(mem_flags);
 void threadgroup_barrier(mem_flags);
 

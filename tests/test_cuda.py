@@ -13,7 +13,7 @@ from paged_core import ExecutorUnavailable, available_executors
 from paged_core.cases import paged_case
 from paged_core.executors import cuda
 from paged_core.executors.launch import ARGUMENTS, Specialisation, argument_dtype
-from paged_core.executors.source import kernel_source
+from paged_core.executors.source import kernel_source, kernels_folder
 from tests.metal_text import every_specialisation
 
 CUDA_NAMES = {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16", mx.int32: "int32_t"}
@@ -84,6 +84,17 @@ def test_a_mistake_in_a_cuda_kernel_does_not_compile(compiler, mistake, old, new
     text = cuda_text(tuple(of_each_kernel.values()))
     assert old in text, f"the kernels no longer say {old!r}: plant this mistake elsewhere"
     assert "error" in complaints(compiler, text.replace(old, new), tmp_path)
+
+
+def test_every_host_header_knows_the_same_metal_functions():
+    """A kernel that is changed to use one of them still runs everywhere."""
+    host = kernels_folder() / "host"
+    known = {
+        header.name: set(re.findall(r"\b(?:simd|simdgroup|threadgroup)_\w+(?=\()", header.read_text(encoding="utf-8")))
+        for header in (host / "native.h", host / "simulator.h", host / "cuda.h", Path(__file__).parent / "strict.h")
+    }
+    assert len(known["native.h"]) >= 9
+    assert all(names == known["native.h"] for names in known.values()), known
 
 
 def arrays_in_memory(text: str, folder: Path) -> list[str]:

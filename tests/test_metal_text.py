@@ -17,7 +17,7 @@ import pytest
 from paged_core import PoolLayout
 from paged_core.attention import checked_call
 from paged_core.cases import paged_case
-from paged_core.executors import host, launch, native, simulator
+from paged_core.executors import host, launch, metal, native, simulator
 from paged_core.executors.cpp import translation_unit
 from paged_core.executors.launch import ARGUMENTS, GPU, Specialisation, argument_dtype, launches
 from paged_core.executors.source import kernel_source, kernels_folder
@@ -143,6 +143,19 @@ def test_metal_text_types_each_argument_as_the_launch_says():
                 const = "" if argument in outputs else "const "
                 declared = f"{const}{space} {metal_names[argument_dtype(argument, dtype)]}* {argument} [[buffer("
                 assert declared in text, f"{name}: {declared}"
+
+
+def test_metal_kernel_gets_a_stand_in_for_an_input_without_elements():
+    """MLX would type it `constant`, as it does every small one, and a pool's pointer is `device`."""
+    (text,) = generated_for(GPU, empty_call(mx.float16, PoolLayout.HND, 64, 8, 9, max_blocks=0)).values()
+    assert "const device int32_t* block_tables [[buffer(" in text
+
+
+def test_metal_call_without_queries_launches_nothing():
+    call = empty_call(mx.float16, PoolLayout.HND, 64, 8, 0, max_blocks=3)
+    assert generated_for(GPU, call) == {}
+    output = metal.run(call)
+    assert (output.shape, output.dtype) == ((0, 16, 64), mx.float16)
 
 
 def test_metal_text_that_uses_a_name_twice_says_the_same_twice():

@@ -34,6 +34,12 @@ METAL_FUNC float simd_max(float x) {
   return x;
 }
 
+METAL_FUNC float simd_min(float x) { return -simd_max(-x); }
+METAL_FUNC float simd_broadcast(float x, unsigned lane) { return __shfl_sync(~0u, x, lane); }
+METAL_FUNC float simd_shuffle(float x, unsigned lane) { return __shfl_sync(~0u, x, lane); }
+METAL_FUNC float simd_shuffle_xor(float x, unsigned mask) { return __shfl_xor_sync(~0u, x, mask); }
+METAL_FUNC float simd_shuffle_down(float x, unsigned delta) { return __shfl_down_sync(~0u, x, delta); }
+
 template <int WIDTH>
 struct VectorOf;
 template <>
