@@ -311,7 +311,7 @@ def test_every_path_that_the_readme_names_is_there():
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-def test_the_dozen_lines_of_the_readme_run():
+def test_the_ten_lines_of_the_readme_run():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     names = {}
     exec(code, names)
