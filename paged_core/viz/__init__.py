@@ -8,6 +8,7 @@ tables    block tables: a token followed to its byte, the host's truth against t
 explorer  a pool to play with
 layouts   memory as it lies: which number a pool keeps where, and the cache lines an access touches
 errors    how far an answer lies from the oracle
+sharing   a prefix cache: keys in a chain; shared, cached and evicted blocks
 """
 
 from paged_core.viz.blocks import PoolSnapshot, filmstrip, pool_map, snapshot
