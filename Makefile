@@ -18,7 +18,7 @@ help:
 	@echo 'make demo        ten seconds in the terminal, no browser'
 	@echo 'make notebooks   run every notebook again, in place (NOTEBOOKS=notebooks/03*.ipynb for some)'
 	@echo 'make lint        ruff and mypy'
-	@echo 'make soak        the long tests'
+	@echo 'make soak        the full product of every test matrix, for hours'
 	@echo 'make clean       remove .venv and every cache in this folder'
 
 lab: $(ready)
@@ -43,7 +43,7 @@ lint: $(ready)
 	$(python) -m mypy
 
 soak: $(ready)
-	$(python) -m pytest -m soak tests
+	$(python) -m pytest -n auto --maxprocesses=8 -m soak tests
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
