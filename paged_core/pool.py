@@ -156,14 +156,18 @@ class PagedPool:
 
     def write_blocks(self, blocks: Sequence[int], contents: Sequence[NDArray[np.unsignedinteger]]) -> None:
         """Put back what `read_blocks` gave, into other blocks or another pool of the same shape. InvalidBlock for a
-        block out of range or listed twice, ValueError for contents of another shape; then nothing is written."""
+        block out of range or listed twice, ValueError or TypeError for contents of another shape or dtype; then nothing
+        is written."""
         blocks = self._checked_blocks("blocks", blocks)
         self._check_distinct("blocks", "block", np.array(blocks, np.int64), self.num_blocks)
         expected = [(len(blocks), *pool.shape[1:]) for pool in self.arrays]
         if (got := [x.shape for x in contents]) != expected:
             raise ValueError(f"contents: expected arrays of shapes {expected}, got {got}")
+        contents = [mx.array(content) for content in contents]
+        for i, content in enumerate(contents):
+            check_dtype(f"contents[{i}]", content, self._bits)
         for pool, content in zip(self.arrays, contents, strict=True):
-            self._put(pool, blocks, mx.array(content).view(self.dtype))
+            self._put(pool, blocks, content.view(self.dtype))
 
     @property
     def arrays(self) -> list[mx.array]:

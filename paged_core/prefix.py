@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from paged_core.allocator import BlockAllocator
 from paged_core.errors import InvalidBlock, PoolExhausted
@@ -22,14 +24,27 @@ def _sha256(data: bytes) -> bytes:
     return sha256(data).digest()
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Entry:
+    """What a block holds, and after what. It is what chains and later entries point to, so it outlives its block: they
+    are the same tokens after the same tokens when another block holds them."""
+
+    key: bytes
+    content: bytes  # the block's tokens, int64
+    before: Entry | bytes  # the entry of the block before it; the salt for the first
+    block: int | None = None  # None when it was evicted, or has not come yet
+
+
 class BlockChain:
     """The tokens of one sequence as the cache knows them: a key for each full block, made of the block's tokens and of
     the key before it, so that equal keys mean equal tokens *from the first one on*.
 
-        key[i] = hash(key[i-1] + tokens of block i),    key[-1] = the salt
+        key[i] = hash(key[i-1] + tokens of block i),    key[-1] = hash(salt)
 
-    Grows with the sequence; each block is hashed once. Chains with different salts (tenants, adapters, images) never
-    meet. Source: the automatic prefix caching of vLLM.
+    Grows with the sequence; each block is hashed once. Tokens are any 64-bit integers. Chains with different salts
+    (models, tenants, adapters, images) never meet. Source: the automatic prefix caching of vLLM.
+
+    TypeError for a token that is no integer, OverflowError for one of more than 64 bits; then nothing was appended.
     """
 
     def __init__(
@@ -41,19 +56,21 @@ class BlockChain:
         hash_function: Callable[[bytes], bytes] = _sha256,
     ) -> None:
         self.block_size = positive("block_size", block_size)
-        self.salt = bytes(salt)
+        if not isinstance(salt, bytes):
+            raise TypeError(f"salt: expected bytes, got {salt!r}")
+        self.salt = salt
         self.num_tokens = 0
         self.keys: list[bytes] = []  # one for each full block
         self.contents: list[bytes] = []  # the tokens of each full block, int64
         self.entries: list[Entry] = []  # the cache's, for the first of them: as far as it was matched or registered
         self._hash = hash_function
-        self._last_key = hash_function(b"paged_core prefix\0" + self.salt)
+        self._last_key = hash_function(b"paged_core prefix\0" + salt)
         self._tail = array("q")  # the tokens after the last full block
         self.extend(tokens)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens."""
-        added = tokens if isinstance(tokens, array) else array("q", tokens)
+        added = array("q", list(tokens))  # through a list: the bytes of a `bytes` would be taken for whole numbers
         self.num_tokens += len(added)
         self._tail.extend(added)
         full = len(self._tail) // self.block_size * self.block_size
@@ -63,15 +80,6 @@ class BlockChain:
             self.keys.append(self._last_key)
             self.contents.append(content)
         del self._tail[:full]
-
-
-class Entry(NamedTuple):
-    """A findable block: what it holds, and after what."""
-
-    key: bytes
-    block: int
-    content: bytes
-    before: Entry | bytes  # the entry of the block before it; the salt for the first
 
 
 class PrefixCache:
@@ -88,8 +96,13 @@ class PrefixCache:
     whose last user left longest ago first, and of a sequence's blocks the last one first, since none is found without
     those before it. Everything is O(1) a block.
 
-    A hit compares tokens, not only keys, so a hash collision can never serve another prompt's K and V. `hits`, `misses`
-    (full blocks looked for) and `evictions` count blocks.
+    A hit compares tokens, not only keys: the block's own, and through the entry before it all those that came earlier.
+    So a hash collision can never serve another prompt's K and V; it costs a miss. `hits`, `misses` (full blocks looked
+    for) and `evictions` count blocks.
+
+    Two models over one budget of blocks, each with a pool of its own, share one cache and give each its own salt.
+
+    Source: the block pool of vLLM v1, where free and cached blocks wait in one queue; here free ones go first.
     """
 
     def __init__(
@@ -99,8 +112,9 @@ class PrefixCache:
         self.block_size = positive("block_size", block_size)
         self.hits = self.misses = self.evictions = 0
         self._hash = hash_function
-        self._by_key: dict[bytes, Entry] = {}
-        self._key_of: dict[int, bytes] = {}  # findable block -> its key
+        self._entry_of: dict[int, Entry] = {}  # of each findable block
+        # Every entry that a findable block, a chain or a later entry points to; gone with the last of them.
+        self._by_key: WeakValueDictionary[bytes, Entry] = WeakValueDictionary()
         self._cached: OrderedDict[int, None] = OrderedDict()  # the next to be evicted first
         self._peak_in_use = allocator.in_use
 
@@ -142,8 +156,18 @@ class PrefixCache:
 
     @property
     def findable_count(self) -> int:
-        """Blocks that `match` can find, cached or in use."""
-        return len(self._key_of)
+        """Blocks that the cache keeps findable, cached or in use."""
+        return len(self._entry_of)
+
+    @property
+    def findable_blocks(self) -> tuple[int, ...]:
+        """Those blocks, in the order in which they were registered. A copy, for whoever looks on."""
+        return tuple(self._entry_of)
+
+    @property
+    def eviction_order(self) -> tuple[int, ...]:
+        """The cached blocks, the next to be evicted first. A copy, for whoever looks on."""
+        return tuple(self._cached)
 
     @property
     def eviction_order(self) -> tuple[int, ...]:
@@ -156,8 +180,8 @@ class PrefixCache:
         return tuple(self._key_of)
 
     def ref_count(self, block: int) -> int:
-        """References besides the cache's own."""
-        return self.allocator.ref_count(block) - (block in self._key_of)
+        """References besides the cache's own; 0 when the block is free or cached. InvalidBlock when there is none."""
+        return self.allocator.ref_count(block) - (block in self._entry_of)
 
     # ------------------------------------------------------------------------------------- the allocator's own verbs
 
@@ -177,8 +201,9 @@ class PrefixCache:
         return blocks
 
     def share(self, blocks: Iterable[int]) -> None:
-        """One more reference to each; InvalidBlock, and nothing changed, when one is not live."""
-        blocks = list(blocks)
+        """One more reference to each; a cached block is in use again. InvalidBlock, and nothing changed, when one is
+        free."""
+        blocks = _several(blocks)
         self.allocator.share(blocks)
         for block in blocks:
             self._cached.pop(block, None)
@@ -189,18 +214,18 @@ class PrefixCache:
 
         All or none: InvalidBlock when a block is not live, or listed more often than its users hold it.
         """
-        blocks = list(blocks)
+        blocks = _several(blocks)
         listed: dict[int, int] = {}
         for block in blocks:
             listed[block] = listed.get(block, 0) + 1
-            if block in self._key_of and listed[block] > self.ref_count(block):
+            if block in self._entry_of and listed[block] > self.ref_count(block):
                 raise InvalidBlock(
                     f"block {block} is freed more often than it is referenced ({self.ref_count(block)} reference(s) "
                     "besides the cache's own)"
                 )
         self.allocator.free(blocks)
         for block in reversed(blocks):  # a sequence's last block is evicted first
-            if block in self._key_of and self.ref_count(block) == 0:
+            if block in self._entry_of and self.ref_count(block) == 0:
                 self._cached[block] = None
 
     # ---------------------------------------------------------------------------------------------------- the cache
@@ -215,96 +240,74 @@ class PrefixCache:
         Never the last token: it has to be computed, for its logits are the answer. So a prompt of exactly n blocks
         finds n - 1 at the most.
         """
-        return self._find_up_to(_findable(chain), chain)
+        return _blocks(self._known(chain, _findable(chain)))
+
+    def find_whole(self, chain: BlockChain) -> list[int]:
+        """As `find`, the block of the last token included: for whoever wants the blocks, and computes nothing."""
+        return _blocks(self._known(chain, len(chain.keys)))
 
     def match(self, chain: BlockChain) -> list[int]:
         """The blocks that `find` finds, a reference to each for the caller; counted as hits, the rest as misses."""
-        found = self.find(chain)
+        chain.entries = self._known(chain, _findable(chain))
+        found = _blocks(chain.entries)
         self.share(found)
         self.hits += len(found)
         self.misses += _findable(chain) - len(found)
         return found
 
     def register(self, chain: BlockChain, blocks: Sequence[int]) -> None:
-        """Make the full blocks of `chain` findable that are not yet. `blocks` are the sequence's, in its order, with K
-        and V written. A block whose content is findable elsewhere stays as it is, and is freed with its sequence.
-        InvalidBlock for a block that is not live, or findable as something else.
+        """Make the full blocks of `chain` findable that are not yet, as far as `blocks` go: the sequence's, in its
+        order, with K and V written.
+
+        Content that is findable elsewhere stays there; this block of it is only freed with its sequence. Content whose
+        key collides with another's is not findable, nor is what comes after it. InvalidBlock, and nothing changed, for
+        a block that nobody uses, is listed twice, or is findable as something else.
         """
         self._check(chain)
-        while chain.entries and self._by_key.get(chain.entries[-1].key) is not chain.entries[-1]:
+        while chain.entries and chain.entries[-1].block is None:
             chain.entries.pop()  # evicted in the meantime
-        for block in blocks[len(chain.entries) : len(chain.keys)]:
-            entry = self._find(chain)
+        known = len(chain.entries)
+        blocks = blocks[known : len(chain.keys)]
+        for i, block in enumerate(blocks, known):
+            if self.ref_count(block) == 0:
+                raise InvalidBlock(f"blocks[{i}]: block {block} is not in use, so nothing says what it holds")
+            entry = self._entry_of.get(block)
+            if entry and (entry.key, entry.content) != (chain.keys[i], chain.contents[i]):
+                raise InvalidBlock(f"blocks[{i}]: block {block} is findable already, as other tokens")
+        if len(set(blocks)) < len(blocks):
+            raise InvalidBlock(f"blocks: expected each block once, got {list(blocks)}")
+        for i, block in enumerate(blocks, known):
+            before = chain.entries[-1] if chain.entries else chain.salt
+            entry = self._by_key.get(chain.keys[i])
             if entry is None:
-                entry = self._add(chain, block)
-            if entry is None:
-                return
+                entry = self._by_key[chain.keys[i]] = Entry(chain.keys[i], chain.contents[i], before)
+            elif entry.content != chain.contents[i] or entry.before != before:
+                return  # a collision
+            if entry.block is None:
+                self.allocator.share([block])
+                entry.block = block
+                self._entry_of[block] = entry
             chain.entries.append(entry)
-
-    def find_whole(self, chain: BlockChain) -> list[int]:
-        """As `find`, the block of the last token included: for whoever wants the blocks, and computes nothing."""
-        return self._find_up_to(len(chain.keys), chain)
-
-    def _find_up_to(self, num_blocks: int, chain: BlockChain) -> list[int]:
-        self._check(chain)
-        chain.entries = []
-        while len(chain.entries) < num_blocks and (entry := self._find(chain)):
-            chain.entries.append(entry)
-        return [entry.block for entry in chain.entries]
-
-    def _find(self, chain: BlockChain) -> Entry | None:
-        """The entry of the block of `chain` that comes after its known entries."""
-        i = len(chain.entries)
-        before = chain.entries[-1] if chain.entries else chain.salt
-        entry = self._by_key.get(chain.keys[i])
-        if entry is None or entry.content != chain.contents[i]:
-            return None
-        if entry.before is before or (i == 0 and entry.before == before):
-            return entry
-        # The block before was evicted and came back as another entry, or two keys collide: compare all that is before.
-        older = entry.before
-        for content in reversed(chain.contents[:i]):
-            if not isinstance(older, Entry) or older.content != content:
-                return None
-            older = older.before
-        if older != chain.salt:
-            return None
-        entry = self._by_key[entry.key] = entry._replace(before=before)
-        return entry
-
-    def _add(self, chain: BlockChain, block: int) -> Entry | None:
-        """Make `block` findable as the next one of `chain`; None when the key is another content's."""
-        i = len(chain.entries)
-        key = chain.keys[i]
-        if key in self._by_key:
-            return None
-        if block in self._key_of:
-            raise InvalidBlock(
-                f"block {block} is findable already, as other tokens than those at {i * self.block_size}"
-            )
-        self.allocator.share([block])
-        before = chain.entries[-1] if chain.entries else chain.salt
-        entry = self._by_key[key] = Entry(key, block, chain.contents[i], before)
-        self._key_of[block] = key
-        return entry
 
     def prompts(self) -> list[list[Entry]]:
-        """What can be found, as the longest findable beginnings: each the entries of its blocks, in order."""
-        paths = {}
-        for entry in self._by_key.values():
+        """What can be found, as the longest findable beginnings, the newest first: each the entries of its blocks."""
+        inner = {entry.before for entry in self._entry_of.values()}
+        paths = []
+        for entry in reversed(self._entry_of.values()):
+            if entry in inner:
+                continue
             path = [entry]
-            while isinstance(path[-1].before, Entry) and path[-1].before.key in self._by_key:
-                path.append(self._by_key[path[-1].before.key])
-            if not isinstance(path[-1].before, Entry):  # else what comes before was evicted, and it is not found
-                paths[entry.key] = path[::-1]
-        inner = {entry.key for path in paths.values() for entry in path[:-1]}
-        return [path for key, path in paths.items() if key not in inner]
+            while isinstance(path[-1].before, Entry):
+                path.append(path[-1].before)
+            if all(entry.block is not None for entry in path):  # else what comes before was evicted: it is not found
+                paths.append(path[::-1])
+        return paths
 
-    def save(self, path: str | Path, pool: PagedPool, *, model: str) -> int:
+    def save(self, path: str | Path, pool: PagedPool, *, model: str, salts: Collection[bytes] | None = None) -> int:
         """Write what can be found, with its K and V, to a safetensors file: see prefix_file.save."""
         from paged_core import prefix_file  # the only place where this wing meets a tensor
 
-        return prefix_file.save(self, path, pool, model=model)
+        return prefix_file.save(self, path, pool, model=model, salts=salts)
 
     def load(self, path: str | Path, pool: PagedPool, *, model: str) -> int:
         """Make what `save` wrote findable here, as far as free blocks go: see prefix_file.load."""
@@ -313,16 +316,29 @@ class PrefixCache:
         return prefix_file.load(self, path, pool, model=model)
 
     def forget(self) -> None:
-        """Make every cached block free, and no block findable: for weights that have changed."""
+        """Make every cached block free: for weights that have changed. InvalidBlock, and nothing changed, while a block
+        is in use: its sequence would go on to make K and V of the old weights findable."""
+        if self.in_use:
+            raise InvalidBlock(f"{self.in_use} block(s) are in use: what they hold cannot be forgotten")
         while self._cached:
             self._evict()
-        for block in list(self._key_of):
-            del self._by_key[self._key_of.pop(block)]
-            self.allocator.free([block])
+
+    def _known(self, chain: BlockChain, num_blocks: int) -> list[Entry]:
+        """The entries of the longest known beginning of `chain`, of `num_blocks` at the most."""
+        self._check(chain)
+        known: list[Entry] = []
+        before: Entry | bytes = chain.salt
+        for key, content in zip(chain.keys[:num_blocks], chain.contents, strict=False):
+            entry = self._by_key.get(key)
+            if entry is None or entry.block is None or entry.content != content or entry.before != before:
+                break
+            known.append(entry)
+            before = entry
+        return known
 
     def _evict(self) -> None:
         block, _ = self._cached.popitem(last=False)
-        del self._by_key[self._key_of.pop(block)]
+        self._entry_of.pop(block).block = None
         self.allocator.free([block])
         self.evictions += 1
 
@@ -334,3 +350,13 @@ class PrefixCache:
 def _findable(chain: BlockChain) -> int:
     """The full blocks of `chain` that leave its last token to be computed."""
     return max(0, chain.num_tokens - 1) // chain.block_size
+
+
+def _blocks(entries: Iterable[Entry]) -> list[int]:
+    return [entry.block for entry in entries if entry.block is not None]
+
+
+def _several(blocks: Iterable[int]) -> list[int]:
+    if not isinstance(blocks, Iterable):
+        raise TypeError(f"blocks: expected several block ids, got {blocks!r}")
+    return list(blocks)

@@ -7,12 +7,13 @@ A step goes plan -> (whoever computes carries it out) -> complete:
     scheduler.complete(plan, {request.id: token, ...})
 
 so a scheduler is tested, taught and simulated without a model. Policies: vLLM v1 (one token budget for prompts and
-decodes, recompute), the swapping of its first version (Kwon et al., SOSP 2023), and the decodes-first budget of
-Sarathi-Serve (Agrawal et al., OSDI 2024).
+decodes, the last in order gives way, recompute), the swapping and the watermark of its first versions (Kwon et al.,
+SOSP 2023), and the decodes-first budget of Sarathi-Serve (Agrawal et al., OSDI 2024).
 """
 
 from __future__ import annotations
 
+from array import array
 from bisect import insort
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,8 +54,8 @@ class Request:
     tokens: list[int]
     num_prompt_tokens: int
     max_new_tokens: int
-    stop_tokens: Collection[int]
-    order: int  # served in this order, least first
+    stop_tokens: frozenset[int]
+    order: tuple[int, int]  # served in this order, least first
     state: State = State.WAITING
     blocks: list[int] = field(default_factory=list)
     host_blocks: list[int] = field(default_factory=list)
@@ -100,13 +101,15 @@ class Scheduler:
     """First come, first served, in blocks of one budget.
 
     Each step, in order: every running request that only needs its next token gets it; running prompts take chunks of
-    what is left of `max_tokens_per_step`; then waiting requests are admitted while there is budget, a place among
-    `max_running`, and room that leaves `watermark` blocks free (so that what was just admitted is not at once
-    preempted). When a running request needs a block and there is none, the one that is last in order gives way.
+    what is left of `max_tokens_per_step`; then waiting requests are admitted, strictly in order, while there is budget,
+    a place among `max_running`, and room for all of the next one's tokens that leaves `watermark` blocks free (so that
+    what was just admitted is not at once preempted; one that runs alone may take all). When a running request needs a
+    block and there is none, the one that is last in order gives way, and nobody is admitted in that step.
 
-    The order is the order of arrival, save that one level of `priority` (lower is sooner) counts as much as
-    `patience` arrivals: whoever waits long enough comes before any newcomer, so nobody starves. A request that does not
-    fit into all the blocks there are is refused at once.
+    The order is the order of arrival, save that one level of `priority` (lower is sooner) counts as much as `patience`
+    arrivals: a request waits for those before it and for no newcomer that is p levels more urgent once p * patience
+    requests came after it. So nobody starves. A request that does not fit into all the blocks there are is refused at
+    once.
 
     `blocks` is a BlockAllocator, or a PrefixCache for prompts that begin alike. With Preemption.SWAP the host has room
     for `num_host_blocks`; when that is full, recompute it is. A step costs O(1) a running request.
@@ -124,6 +127,8 @@ class Scheduler:
         num_host_blocks: int = 0,
         patience: int = 64,
     ) -> None:
+        if not isinstance(blocks, BlockAllocator | PrefixCache):
+            raise TypeError(f"blocks: expected a BlockAllocator or a PrefixCache, got {blocks!r}")
         self.blocks = blocks
         self.cache = blocks if isinstance(blocks, PrefixCache) else None
         self.block_size = positive("block_size", block_size)
@@ -131,10 +136,12 @@ class Scheduler:
             raise ValueError(f"block_size: expected the prefix cache's {self.cache.block_size}, got {block_size}")
         self.max_running = positive("max_running", max_running)
         self.max_tokens_per_step = integer("max_tokens_per_step", max_tokens_per_step, at_least=max_running)
-        # The default is vLLM's: one block in a hundred.
+        # The default is that of vLLM's first versions: one block in a hundred.
         self.watermark = blocks.capacity // 100 if watermark is None else integer("watermark", watermark, at_least=0)
         if not isinstance(preemption, Preemption):
             raise TypeError(f"preemption: expected one of {[p.name for p in Preemption]}, got {preemption!r}")
+        if preemption is Preemption.SWAP and num_host_blocks == 0:
+            raise ValueError("num_host_blocks: expected room to swap to, got 0")
         self.preemption = preemption
         self.host_blocks = BlockAllocator(num_host_blocks)
         self.patience = integer("patience", patience, at_least=0)
@@ -143,6 +150,7 @@ class Scheduler:
         self._waiting: list[Request] = []  # a heap
         self._num_arrived = 0
         self._plan: Plan | None = None  # made and not completed
+        self._cancelled: list[Request] = []  # since that plan was made: their blocks may still be written to
 
     def __repr__(self) -> str:
         return f"Scheduler({len(self.running)} running, {len(self.waiting)} waiting, {self.blocks!r})"
@@ -164,25 +172,31 @@ class Scheduler:
         stop_tokens: Collection[int] = (),
         salt: bytes = b"",
     ) -> Request:
-        """Queue a request. ValueError for a prompt without tokens, InvalidRequest for an id in use, RequestRefused for
-        one that could not finish though it had the pool to itself.
+        """Queue a request: `prompt`, a sequence of token ids, and up to `max_new_tokens` more, or up to one of
+        `stop_tokens`. With a prefix cache, prompts of different `salt` share nothing.
+
+        ValueError for a prompt without tokens, InvalidRequest for an id in use, RequestRefused for a request that could
+        not finish though it had the pool to itself. A refused request leaves nothing behind.
         """
         if id in self.requests:
             raise InvalidRequest(f"id: request {id!r} is here already, {self.requests[id].state.value}")
-        if not len(prompt):
+        try:
+            tokens = array("q", list(prompt)).tolist()
+        except (TypeError, OverflowError) as error:
+            raise TypeError(f"prompt: expected token ids, integers of 64 bits: {error}") from None
+        if not tokens:
             raise ValueError("prompt: expected one token or more, got none")
         max_new_tokens = positive("max_new_tokens", max_new_tokens)
         # The last token is sampled and never fed back, so its K and V are never stored.
-        longest = len(prompt) + max_new_tokens - 1
+        longest = len(tokens) + max_new_tokens - 1
         needed = -(-longest // self.block_size)
         if needed > self.blocks.capacity:
             raise RequestRefused(
-                f"request {id!r}: {len(prompt)} prompt tokens and {max_new_tokens} new ones need {needed} blocks of "
+                f"request {id!r}: {len(tokens)} prompt tokens and {max_new_tokens} new ones need {needed} blocks of "
                 f"{self.block_size}; the pool has {self.blocks.capacity}"
             )
-        order = self._num_arrived + integer("priority", priority) * self.patience
-        order = order << 32 | self._num_arrived  # equals go by arrival
-        request = Request(id, list(prompt), len(prompt), max_new_tokens, stop_tokens, order)
+        order = self._num_arrived + integer("priority", priority) * self.patience, self._num_arrived
+        request = Request(id, tokens, len(tokens), max_new_tokens, frozenset(stop_tokens), order)
         if self.cache:
             request.chain = self.cache.chain(request.tokens, salt)
         self._num_arrived += 1
@@ -190,11 +204,18 @@ class Scheduler:
         heappush(self._waiting, request)
         return request
 
-    def fork(self, parent_id: Hashable, id: Hashable) -> Request:
+    def fork(self, parent_id: Hashable, id: Hashable, *, token: int | None = None) -> Request:
         """Another continuation of a running request: the same tokens so far, every block shared, no copy until one of
-        the two writes into a block that both hold. It comes right after its parent in order. InvalidRequest when the
-        parent is not running or still in its prompt, or `max_running` are.
+        the two writes into a block that both hold. It comes right after its parent in order.
+
+        The newest token has been sampled, and its K and V are yet to be computed. With `token` it is another one in the
+        child: so n samples of one prompt differ from the first token on, each drawn from the same logits.
+
+        InvalidRequest, and nothing changed, when a plan is under way, the parent is not running or still in its prompt,
+        `max_running` are, or `token` would end the child at once.
         """
+        if self._plan is not None:
+            raise InvalidRequest(f"request {parent_id!r} cannot be forked while a plan is carried out")
         parent = self._known(parent_id)
         if id in self.requests:
             raise InvalidRequest(f"id: request {id!r} is here already, {self.requests[id].state.value}")
@@ -203,12 +224,15 @@ class Scheduler:
             raise InvalidRequest(f"request {parent_id!r} cannot be forked: it is {parent.state.value}, {computed}")
         if len(self.running) >= self.max_running:
             raise InvalidRequest(f"request {parent_id!r} cannot be forked: {self.max_running} are running")
+        tokens = [*parent.tokens[:-1], parent.tokens[-1] if token is None else integer("token", token)]
+        if tokens[-1] in parent.stop_tokens:
+            raise InvalidRequest(f"token: {token} ends request {id!r} before it begins")
         child = Request(
-            id, list(parent.tokens), parent.num_prompt_tokens, parent.max_new_tokens, parent.stop_tokens,
-            parent.order, State.RUNNING, list(parent.blocks), num_computed=parent.num_computed,
+            id, tokens, parent.num_prompt_tokens, parent.max_new_tokens, parent.stop_tokens, parent.order,
+            State.RUNNING, list(parent.blocks), num_computed=parent.num_computed,
         )  # fmt: skip
         if self.cache and parent.chain:
-            child.chain = self.cache.chain(parent.tokens, parent.chain.salt)
+            child.chain = self.cache.chain(tokens, parent.chain.salt)
         self.blocks.share(child.blocks)
         parent.forked = child.forked = True
         self.requests[id] = child
@@ -216,7 +240,8 @@ class Scheduler:
         return child
 
     def cancel(self, id: Hashable) -> None:
-        """End a request in whatever state it is, between steps or within one. InvalidRequest when it has ended."""
+        """End a request in whatever state it is. Its blocks are free at once or, when a plan is under way, once that is
+        completed or abandoned: somebody may be writing to them. InvalidRequest when it has ended already."""
         self._end(self._known(id), State.CANCELLED)
 
     # --------------------------------------------------------------------------------------------------- a step
@@ -227,50 +252,52 @@ class Scheduler:
             raise InvalidRequest("the plan before this one was neither completed nor abandoned")
         self._plan = plan = Plan()
         decodes = sum(len(request.tokens) - request.num_computed == 1 for request in self.running)
-        prompt_budget = self.max_tokens_per_step - decodes
+        budget = self.max_tokens_per_step - decodes  # for all that is not a decode
         i = 0
         while i < len(self.running):  # those behind may leave the list while we go through it
             request = self.running[i]
-            count = len(request.tokens) - request.num_computed
-            if count > 1:
-                count = min(count, prompt_budget)
+            i += 1
+            remaining = count = len(request.tokens) - request.num_computed
+            if remaining > 1:
+                count = min(remaining, budget)
                 if count == 0:
-                    i += 1
                     continue
             if not self._make_room(request, count, plan):
                 break  # it was itself the last in order, and gave way
-            if count > 1 or len(request.tokens) - request.num_computed > 1:
-                prompt_budget -= count
+            if remaining > 1:
+                budget -= count
             self._put_to_work(request, count, plan)
-            i += 1
-        while prompt_budget > 0 and not plan.preempted and len(self.running) < self.max_running:
-            count = self._admit(prompt_budget, plan)
+        while budget > 0 and not plan.preempted and len(self.running) < self.max_running:
+            count = self._admit(budget, plan)
             if count == 0:
                 break
-            prompt_budget -= count
+            budget -= count
         return plan
 
     def complete(self, plan: Plan, sampled: Mapping[Hashable, int]) -> list[Request]:
         """Record that `plan` was carried out; `sampled` has the new token of each work that samples. Returns the
-        requests that finished. Requests cancelled in between are passed over.
+        requests that finished. Requests cancelled in between are passed over. InvalidRequest or TypeError, and nothing
+        changed, when a token is missing or none.
         """
-        self._take(plan)
-        missing = [w.request.id for w in plan.work if w.samples and w.request.id not in sampled]
-        if missing := [id for id in missing if id in self.requests]:
-            self._plan = plan
-            raise InvalidRequest(f"sampled: expected a token for request {missing[0]!r}")
+        self._check_plan(plan)
+        work = [work for work in plan.work if work.request.state is State.RUNNING]
+        tokens = {}
+        for request in (work.request for work in work if work.samples):
+            if request.id not in sampled:
+                raise InvalidRequest(f"sampled: expected a token for request {request.id!r}")
+            tokens[request.id] = integer(f"sampled[{request.id!r}]", sampled[request.id])
+        self._close_plan()
         finished = []
-        for request, first, count, samples in plan.work:
-            if request.state is not State.RUNNING:
-                continue
+        for request, first, count, samples in work:
             request.num_computed = first + count
-            if self.cache and request.chain is not None:
-                self.cache.register(request.chain, request.blocks[: request.num_computed // self.block_size])
+            num_full = request.num_computed // self.block_size
+            if self.cache and request.chain and num_full > len(request.chain.entries):
+                self.cache.register(request.chain, request.blocks[:num_full])
             if not samples:
                 continue
-            token = sampled[request.id]
+            token = tokens[request.id]
             request.tokens.append(token)
-            if request.chain is not None:
+            if request.chain:
                 request.chain.extend((token,))
             if request.num_generated >= request.max_new_tokens or token in request.stop_tokens:
                 self._end(request, State.FINISHED)
@@ -279,16 +306,17 @@ class Scheduler:
 
     def abandon(self, plan: Plan) -> None:
         """Undo a plan whose moves or work failed: nobody can say what its blocks hold, so whoever has a part in it
-        gives up its blocks, and is computed again from its tokens."""
-        self._take(plan)
-        for request in {*(work.request for work in plan.work), *plan.preempted}:
-            if request.state in (State.RUNNING, State.SWAPPED):
-                was_running = request.state is State.RUNNING
+        gives up its blocks, and is computed again from its tokens. After a swap that failed, set `preemption` to
+        RECOMPUTE, or the next one will fail as well. InvalidRequest when it is not the plan under way."""
+        self._check_plan(plan)
+        self._close_plan()
+        for request in [*(work.request for work in plan.work), *plan.preempted]:
+            if request.state is State.RUNNING:
                 self._release(request)
-                if was_running:
-                    self._requeue(request, State.WAITING)
-                else:
-                    request.state = State.WAITING  # it is in the queue already
+                self._requeue(request, State.WAITING)
+            elif request.state is State.SWAPPED:
+                self._release(request)
+                request.state = State.WAITING  # it is in the queue already
 
     # ------------------------------------------------------------------------------------------------- how it is done
 
@@ -325,15 +353,16 @@ class Scheduler:
         chain = None if swapped else request.chain
         found = self.cache.find(chain) if self.cache and chain else []
         num_computed = request.num_computed if swapped else len(found) * self.block_size
-        count = min(len(request.tokens) - num_computed, budget)
-        needed = -(-(num_computed + count) // self.block_size) - len(found)
-        taken = needed + sum(self.blocks.ref_count(block) == 0 for block in found)
-        if taken > self._available - (self.watermark if self.running else 0):
+        # Room for all its tokens, though only a chunk of them is taken now: half a prompt that gives way was in vain.
+        needed = -(-len(request.tokens) // self.block_size) - len(found)
+        cached = sum(self.blocks.ref_count(block) == 0 for block in found)  # evictable, and about to be in use
+        if needed + cached > self._available - (self.watermark if self.running else 0):
             return 0
         heappop(self._waiting)
         if self.cache and chain:
             request.blocks = self.cache.match(chain)
-        request.blocks += self.blocks.allocate_n(needed)
+        count = min(len(request.tokens) - num_computed, budget)
+        request.blocks += self.blocks.allocate_n(-(-(num_computed + count) // self.block_size) - len(found))
         if swapped:
             plan.swap_in += zip(request.host_blocks, request.blocks, strict=False)
             self.host_blocks.free(request.host_blocks)
@@ -356,7 +385,7 @@ class Scheduler:
         held = -(-request.num_computed // self.block_size)
         if self.preemption is Preemption.SWAP and 0 < held <= self.host_blocks.free_count:
             request.host_blocks = self.host_blocks.allocate_n(held)
-            plan.swap_out += zip(request.blocks, request.host_blocks, strict=False)
+            plan.swap_out += zip(request.blocks, request.host_blocks, strict=True)
             self.blocks.free(request.blocks)
             request.blocks = []
             request.forked = False
@@ -382,9 +411,13 @@ class Scheduler:
     def _end(self, request: Request, state: State) -> None:
         if request.state is State.RUNNING:
             self.running.remove(request)
-        self._release(request)
         request.state = state
+        request.chain = None  # whoever keeps the request need not keep the cache's entries
         del self.requests[request.id]
+        if self._plan is None:
+            self._release(request)
+        else:
+            self._cancelled.append(request)
 
     def _shared_tail(self, request: Request) -> bool:
         """Would the next token be written into a block that somebody else holds too?"""
@@ -400,10 +433,17 @@ class Scheduler:
             raise InvalidRequest(f"id: there is no request {id!r} here: it never came, finished, or was cancelled")
         return self.requests[id]
 
-    def _take(self, plan: Plan) -> None:
-        if plan is not self._plan:
-            raise InvalidRequest("plan: expected the one that plan() returned last")
+    def _check_plan(self, plan: Plan) -> None:
+        if self._plan is None or plan is not self._plan:
+            raise InvalidRequest(
+                "plan: expected the one that plan() returned last, neither completed nor abandoned yet"
+            )
+
+    def _close_plan(self) -> None:
         self._plan = None
+        for request in self._cancelled:
+            self._release(request)
+        self._cancelled.clear()
 
 
 _QUEUED = (State.WAITING, State.SWAPPED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from paged_core.allocator import BlockAllocator
 from paged_core.errors import InvalidBlock, SequenceTooLong
 from paged_core.scalars import integer, positive
+
+if TYPE_CHECKING:
+    from paged_core.prefix import PrefixCache
 
 
 class PagedSeqState:
@@ -21,7 +25,8 @@ class PagedSeqState:
         block_table    int32 [max_blocks_per_seq]   `blocks`, then 0 past the end
         context_lens   int32 [1]                    `len`, as of the last `sync_context_len()`
 
-    and stay the same two arrays for the life of the sequence, so whoever holds them sees every change.
+    and stay the same two arrays for the life of the sequence, so whoever holds them sees every change. The `allocator`
+    of every call is a BlockAllocator or a PrefixCache.
     """
 
     def __init__(self, block_size: int, max_blocks_per_seq: int) -> None:
@@ -35,7 +40,7 @@ class PagedSeqState:
     def __repr__(self) -> str:
         return f"PagedSeqState({self.len} tokens in {len(self.blocks)} block(s) of {self.block_size}: {self.blocks})"
 
-    def ensure_capacity(self, allocator: BlockAllocator, target_len: int) -> None:
+    def ensure_capacity(self, allocator: BlockAllocator | PrefixCache, target_len: int) -> None:
         """Hold enough blocks for `target_len` tokens. Does nothing when they are held already; never gives any back.
 
         All or none: SequenceTooLong when the table is too short for `target_len`, PoolExhausted when the allocator is
@@ -60,7 +65,7 @@ class PagedSeqState:
         """Copy `len` to its device mirror. ValueError when `len` is negative or more than the blocks held can carry."""
         self.context_lens[:] = self._checked_len()  # the whole array: no chain of pending one-entry updates
 
-    def fork(self, allocator: BlockAllocator) -> PagedSeqState:
+    def fork(self, allocator: BlockAllocator | PrefixCache) -> PagedSeqState:
         """A second sequence with the same tokens, for another continuation. It shares every block that holds tokens; K
         and V are not copied. Before either of the two writes on, `unshare` makes the block it writes into its own.
 
@@ -73,26 +78,28 @@ class PagedSeqState:
         other = PagedSeqState(self.block_size, self.max_blocks_per_seq)
         other.blocks, other.len = self.blocks[:held], self.len
         other.block_table[:held] = mx.array(other.blocks, mx.int32)
+        mx.async_eval(other.block_table)
         other.sync_context_len()
         return other
 
-    def unshare(self, allocator: BlockAllocator) -> list[tuple[int, int]]:
+    def unshare(self, allocator: BlockAllocator | PrefixCache) -> list[tuple[int, int]]:
         """Copy on write: make the block that the next token goes into this sequence's own.
 
-        When it is partly filled and somebody else holds it too, a fresh block takes its place, and the answer is
+        When somebody else holds it too, a fresh block takes its place. If it is partly filled, the answer is
         [(shared block, fresh block)] for `PagedPool.copy_blocks`, to be copied before the write; else it is empty.
         PoolExhausted, and nothing changed, when there is no block to copy to.
         """
         entry, offset = divmod(self._checked_len(), self.block_size)
-        if offset == 0 or allocator.ref_count(self.blocks[entry]) < 2:
-            return []  # a block boundary: what comes goes into a block that was never shared
+        if entry == len(self.blocks) or allocator.ref_count(self.blocks[entry]) < 2:
+            return []
         shared, own = self.blocks[entry], allocator.allocate()
         allocator.free([shared])
         self.blocks[entry] = own
         self.block_table[entry] = own
-        return [(shared, own)]
+        mx.async_eval(self.block_table)
+        return [(shared, own)] if offset else []
 
-    def release(self, allocator: BlockAllocator) -> None:
+    def release(self, allocator: BlockAllocator | PrefixCache) -> None:
         """Give every block back and become empty. InvalidBlock, and nothing changed, when one was freed already."""
         allocator.free(self.blocks)
         self.blocks = []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paged_core.errors import InvalidBlock, SwapError
 from paged_core.pool import PagedPool
@@ -13,44 +16,78 @@ from paged_core.scalars import positive
 
 
 class HostBlocks:
-    """Room for `num_blocks` blocks of a pool outside it: in memory, or in a file that is mapped into memory.
+    """Room for `num_blocks` blocks of a pool outside it: in memory, or in a file at `path`, which is overwritten.
 
     Carries out a Plan's `swap_out` and `swap_in` (see scheduler.py). On a machine whose GPU has its own memory this is
     the slower, larger one; with Apple's unified memory it is the same memory, and a file is what it can overflow into.
-    SwapError when the file cannot be made; a move that fails leaves the pool as it was.
+
+    A block's record is its bits in each of the pool's arrays, one after the other. SwapError when the file cannot be
+    made, written or read; InvalidBlock for a block that is not there; in either case the pool is as it was, and the
+    step is one for `Scheduler.abandon`.
     """
 
     def __init__(self, pool: PagedPool, num_blocks: int, path: str | Path | None = None) -> None:
         self.pool = pool
         self.num_blocks = positive("num_blocks", num_blocks)
-        bits = np.uint32 if pool.dtype.size == 4 else np.uint16
-        shapes = [(num_blocks, *array.shape[1:]) for array in pool.arrays]
+        self._sizes = [int(np.prod(array.shape[1:])) for array in pool.arrays]  # of a block, in elements
+        self._bits = np.dtype(np.uint32 if pool.dtype.size == 4 else np.uint16)
+        self._memory: NDArray[np.unsignedinteger] | None = None
         if path is None:
-            self._blocks = [np.zeros(shape, bits) for shape in shapes]
+            self._memory = np.zeros((self.num_blocks, sum(self._sizes)), self._bits)
             return
+        # Written and read, not mapped into memory: there a full disk kills the process, here it is an error.
         try:
-            sizes = [int(np.prod(shape)) for shape in shapes]
-            mapped = np.memmap(path, bits, "w+", shape=(sum(sizes),))
-        except (OSError, ValueError) as error:
-            raise SwapError(f"path: cannot make a swap file of {pool.nbytes // pool.num_blocks * num_blocks} bytes "
-                            f"at {path}: {error}") from error  # fmt: skip
-        parts = np.split(mapped, np.cumsum(sizes)[:-1])
-        self._blocks = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        except OSError as error:
+            raise SwapError(f"path: cannot make the swap file {path}: {error}") from error
+        weakref.finalize(self, os.close, self._file)
 
     @property
     def nbytes(self) -> int:
-        return sum(blocks.nbytes for blocks in self._blocks)
+        """Bytes when all are taken."""
+        return self.num_blocks * self._record
 
     def swap_out(self, moves: Iterable[tuple[int, int]]) -> None:
         """Copy pool block -> host block for each pair."""
-        blocks, host = self._split(moves)
-        for kept, read in zip(self._blocks, self.pool.read_blocks(blocks), strict=True):
-            kept[host] = read
+        blocks, hosts = self._split(moves)
+        parts = zip(self.pool.read_blocks(blocks), self._sizes, strict=True)
+        records = np.concatenate([bits.reshape(len(blocks), size) for bits, size in parts], axis=1)
+        if self._memory is not None:
+            self._memory[hosts] = records
+            return
+        for host, record in zip(hosts, records, strict=True):
+            try:
+                written = os.pwrite(self._file, record, host * self._record)
+            except OSError as error:
+                raise SwapError(f"host block {host} cannot be written to the swap file: {error}") from error
+            if written < self._record:
+                raise SwapError(f"host block {host} cannot be written to the swap file: is the disk full?")
 
     def swap_in(self, moves: Iterable[tuple[int, int]]) -> None:
         """Copy host block -> pool block for each pair."""
-        blocks, host = self._split((block, host) for host, block in moves)
-        self.pool.write_blocks(blocks, [kept[host] for kept in self._blocks])
+        blocks, hosts = self._split((block, host) for host, block in moves)
+        parts = np.split(self._read(hosts), np.cumsum(self._sizes)[:-1], axis=1)
+        shapes = [(len(blocks), *array.shape[1:]) for array in self.pool.arrays]
+        self.pool.write_blocks(blocks, [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)])
+
+    @property
+    def _record(self) -> int:
+        """Bytes of a block."""
+        return sum(self._sizes) * self._bits.itemsize
+
+    def _read(self, hosts: list[int]) -> NDArray[np.unsignedinteger]:
+        if self._memory is not None:
+            return self._memory[hosts]
+        records = []
+        for host in hosts:
+            try:
+                record = os.pread(self._file, self._record, host * self._record)
+            except OSError as error:
+                raise SwapError(f"host block {host} cannot be read from the swap file: {error}") from error
+            if len(record) < self._record:
+                raise SwapError(f"host block {host} is not in the swap file: never written, or cut off by somebody")
+            records.append(record)
+        return np.frombuffer(b"".join(records), self._bits).reshape(len(hosts), sum(self._sizes))
 
     def _split(self, moves: Iterable[tuple[int, int]]) -> tuple[list[int], list[int]]:
         pairs = list(moves)
