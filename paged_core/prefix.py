@@ -169,16 +169,6 @@ class PrefixCache:
         """The cached blocks, the next to be evicted first. A copy, for whoever looks on."""
         return tuple(self._cached)
 
-    @property
-    def eviction_order(self) -> tuple[int, ...]:
-        """The cached blocks, the next to be evicted first. A copy, for whoever looks on."""
-        return tuple(self._cached)
-
-    @property
-    def findable_blocks(self) -> tuple[int, ...]:
-        """The blocks that `match` can find, in the order of their registration. A copy, for whoever looks on."""
-        return tuple(self._key_of)
-
     def ref_count(self, block: int) -> int:
         """References besides the cache's own; 0 when the block is free or cached. InvalidBlock when there is none."""
         return self.allocator.ref_count(block) - (block in self._entry_of)

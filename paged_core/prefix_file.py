@@ -132,12 +132,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
         with path.open("rb") as file:
             checksum, stated, _ = _checksum(file)
             if checksum != stated:
-                raise ValueError("it was truncated or altered: its contents do not have the checksum that it names")
+                raise CacheFileError(f"{path}: altered or truncated: its contents do not have the checksum it names")
             file.seek(0)
             loaded = mx.load(file, format="safetensors", return_metadata=True)
             arrays, about = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
             about.pop("sha256")
             return {name: json.loads(x) for name, x in about.items()}, {name: np.array(x) for name, x in arrays.items()}
+    except CacheFileError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise CacheFileError(f"{path}: no prefix cache that can be read: {error}") from error
 
