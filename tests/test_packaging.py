@@ -301,7 +301,8 @@ def test_make_says_what_it_can_do():
 
 def test_the_tour_in_the_readme_is_the_tour_in_the_folder():
     linked = re.findall(r"\(notebooks/(\w+\.ipynb)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert linked == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+    written = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert linked == written, "each notebook has its row in the table of README.md"
 
 
 def test_every_path_that_the_readme_names_is_there():
