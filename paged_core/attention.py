@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from paged_core.executors.trace import Trace
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+MAX_RECORDS = 10_000_000  # of a trace: 160 MB, and about 800 MB more once Trace.records is asked for
 
 
 class AttentionCall(NamedTuple):
@@ -100,7 +101,7 @@ def trace(
     sinks: mx.array | None = None,
     alibi_slopes: mx.array | None = None,
     check: bool = True,
-    max_records: int = 10_000_000,
+    max_records: int = MAX_RECORDS,
 ) -> Trace:
     """`paged_attention` in the simulator: its output, and a record of every load and store that its kernels make.
 

@@ -172,4 +172,5 @@ def test_what_it_needs_is_said(monkeypatch):
     monkeypatch.setattr(simulator.sys, "platform", "win32")
     assert "needs Linux or macOS" in why_not()
     monkeypatch.setattr(host, "compiler", lambda: None)
+    monkeypatch.delenv("CXX", raising=False)
     assert "no C++ compiler" in why_not()

@@ -33,9 +33,9 @@ inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(uint32_t
 #if defined(__clang__) && defined(__FLT16_MAX__)
 typedef _Float16 half;
 #else
-// g++ 12 converts _Float16 one number at a time. These integer steps are vectorised: shift sign, exponent and fraction
-// into a float's places and correct the exponent's bias by a product, which normalises subnormals too; what was
-// infinity or NaN comes out at 2^16 or above, and is given back its exponent.
+// g++ 12 converts _Float16 one number at a time, and g++ 11 has none. These integer steps are vectorised. To float:
+// shift sign, exponent and fraction into place and correct the exponent's bias by a product, which normalises subnormals
+// too; what was infinity or NaN comes out at 2^16 or above, and is given back its exponent.
 struct half {
   uint16_t bits;
   half() = default;
@@ -52,13 +52,17 @@ struct half {
     return value;
   }
 };
+// To the nearest, ties to even. Below 2^-14 halves lie 2^-24 apart, as do floats from 0.5 on: adding 0.5 rounds.
 inline half::half(float value) {
-#if defined(__aarch64__)
-  const __fp16 rounded = __fp16(value);  // g++ 12 has no _Float16 there
-#else
-  const _Float16 rounded = _Float16(value);
-#endif
-  std::memcpy(&bits, &rounded, 2);
+  uint32_t x, small;
+  std::memcpy(&x, &value, 4);
+  const uint32_t sign = x >> 16 & 0x8000;
+  x &= 0x7fffffff;
+  const float shifted = __builtin_fabsf(value) + 0.5f;
+  std::memcpy(&small, &shifted, 4);
+  const uint32_t normal = (x - 0x38000000 + 0xfff + (x >> 13 & 1)) >> 13;
+  const uint32_t magnitude = x < 0x38800000 ? small - 0x3f000000 : x < 0x47800000 ? normal : 0x7c00;
+  bits = uint16_t(sign | (x > 0x7f800000 ? 0x7e00 : magnitude));
 }
 #endif
 

@@ -23,7 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from paged_core import executors
-from paged_core.attention import checked_call
+from paged_core.attention import MAX_RECORDS, checked_call
 from paged_core.errors import KernelError, PagedCoreError
 from paged_core.executors import native, simulator
 from paged_core.executors.launch import launches
@@ -41,7 +41,7 @@ def run_edited(
     executor: str = "simulator",
     timeout: float = 10.0,
     trace: bool = False,
-    max_records: int = simulator.MAX_RECORDS,
+    max_records: int = MAX_RECORDS,
     **options,
 ) -> mx.array | Trace:
     """`paged_attention` by other kernels than the package's.

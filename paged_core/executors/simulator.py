@@ -49,7 +49,6 @@ from paged_core.executors.launch import ARGUMENTS, GPU, Launch, Machine, Special
 from paged_core.executors.source import KernelSource, kernel_source, kernels_folder
 from paged_core.executors.trace import COMPACT, Sites, Trace, TracedBuffer, TracedLaunch
 
-MAX_RECORDS = 10_000_000  # 160 MB, and about 800 MB more once Trace.records is asked for
 SPACES = ("input", "output", "threadgroup")  # simulator.cpp, Space
 _PLACE = re.compile(r"(?P<file>[^/]+):[1-9]\d*")
 _one_at_a_time = threading.Lock()  # the C++ side knows one current simulation
