@@ -1,7 +1,9 @@
 """The text that Apple's compiler would get is compiled here, run here, and held to Metal's rules and limits.
 
 Two things alone change in it: `[[...]]` attributes are dropped, and THREADGROUP_ARRAY, which the text itself provides
-for, is given another meaning.
+for, is given another meaning. The strict build takes everything else as Metal would. A host that has but one address
+space, where two pointers that differ in Metal are one type, also takes what the text offers it instead (HOST_VECTORS,
+UNROLL).
 """
 
 import ctypes
