@@ -121,9 +121,9 @@ def split(threadgroups: int, max_tokens: int, machine: Machine) -> int:
     """How many partitions share the keys of one sequence: the rule that chooses split-KV (1: it is not used).
 
     It is for decodes that would leave the machine idle: with fewer than `enough_threadgroups` `threadgroups` (sequences
-    x tiles of heads), and room in the block tables for more than `min_partition` tokens a sequence, there are as many
-    partitions as give enough threadgroups, of `min_partition` keys or more when the tables are full. The rule looks at
-    shapes alone, so that nothing waits for the lengths.
+    x tiles of heads) there are as many partitions as give enough, but at most one for every `min_partition` tokens, or
+    part of them, that the block tables have room for. The rule looks at shapes alone, so that nothing waits for the
+    lengths.
     """
     if threadgroups >= machine.enough_threadgroups:
         return 1
