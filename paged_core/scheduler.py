@@ -55,7 +55,7 @@ class Request:
     num_prompt_tokens: int
     max_new_tokens: int
     stop_tokens: frozenset[int]
-    order: tuple[int, int]  # served in this order, least first
+    order: tuple[int, ...]  # served in this order, least first
     state: State = State.WAITING
     blocks: list[int] = field(default_factory=list)
     host_blocks: list[int] = field(default_factory=list)
@@ -107,9 +107,8 @@ class Scheduler:
     block and there is none, the one that is last in order gives way, and nobody is admitted in that step.
 
     The order is the order of arrival, save that one level of `priority` (lower is sooner) counts as much as `patience`
-    arrivals: a request waits for those before it and for no newcomer that is p levels more urgent once p * patience
-    requests came after it. So nobody starves. A request that does not fit into all the blocks there are is refused at
-    once.
+    arrivals: a request waits for those before it, and for fewer than p * patience newcomers that are p levels more
+    urgent. So nobody starves. A request that does not fit into all the blocks there are is refused at once.
 
     `blocks` is a BlockAllocator, or a PrefixCache for prompts that begin alike. With Preemption.SWAP the host has room
     for `num_host_blocks`; when that is full, recompute it is. A step costs O(1) a running request.
@@ -148,7 +147,7 @@ class Scheduler:
         self.requests: dict[Hashable, Request] = {}  # those that have not ended
         self.running: list[Request] = []  # in order
         self._waiting: list[Request] = []  # a heap
-        self._num_arrived = 0
+        self._num_arrived = self._num_forked = 0
         self._plan: Plan | None = None  # made and not completed
         self._cancelled: list[Request] = []  # since that plan was made: their blocks may still be written to
 
@@ -228,12 +227,13 @@ class Scheduler:
         if tokens[-1] in parent.stop_tokens:
             raise InvalidRequest(f"token: {token} ends request {id!r} before it begins")
         child = Request(
-            id, tokens, parent.num_prompt_tokens, parent.max_new_tokens, parent.stop_tokens, parent.order,
-            State.RUNNING, list(parent.blocks), num_computed=parent.num_computed,
+            id, tokens, parent.num_prompt_tokens, parent.max_new_tokens, parent.stop_tokens,
+            (*parent.order, self._num_forked), State.RUNNING, list(parent.blocks), num_computed=parent.num_computed,
         )  # fmt: skip
         if self.cache and parent.chain:
             child.chain = self.cache.chain(tokens, parent.chain.salt)
         self.blocks.share(child.blocks)
+        self._num_forked += 1
         parent.forked = child.forked = True
         self.requests[id] = child
         insort(self.running, child)
