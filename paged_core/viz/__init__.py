@@ -9,6 +9,7 @@ explorer  a pool to play with
 layouts   memory as it lies: which number a pool keeps where, and the cache lines an access touches
 errors    how far an answer lies from the oracle
 sharing   a prefix cache: keys in a chain; shared, cached and evicted blocks
+timeline  a service over time: who waits, computes, gives way; and what a policy costs whom
 """
 
 from paged_core.viz.blocks import PoolSnapshot, filmstrip, pool_map, snapshot
