@@ -236,6 +236,15 @@ def test_samples_of_a_request_by_hand():
     assert (a.tokens[6:8], b.tokens[6:8], c.tokens[6:8]) == ([70, 9], [71, 9], [72, 9])
 
 
+def test_samples_of_a_full_block_copy_nothing():
+    """A prompt of 4 fills block 0. Each of the two goes on in a block of its own."""
+    scheduler = Scheduler(BlockAllocator(8), block_size=4)
+    a = scheduler.add("a", range(4), 4)
+    step(scheduler)
+    b = scheduler.fork("a", "b")
+    assert (step(scheduler).copies, a.blocks, b.blocks) == ([], [0, 1], [0, 2])
+
+
 @pytest.mark.parametrize("cached", [False, True], ids=["allocator", "cache"])
 def test_a_sample_that_waits_is_computed_again_alone(cached):
     """No block for the copies: the last sample gives way, and what it shared is the others'."""

@@ -199,11 +199,11 @@ def test_a_request_alone_may_take_what_the_watermark_keeps():
 
 def test_a_long_prompt_waits_until_all_of_it_has_room():
     """Of b's 6 blocks 4 are free: its first chunk would fit, and would only be in the way."""
-    scheduler = scheduler_of(8, watermark=0)
+    scheduler = scheduler_of(9, watermark=0)
     scheduler.add("a", range(16), 9)
     step(scheduler)
     b = scheduler.add("b", range(24), 1)
-    assert step(scheduler).admitted == [] and b.blocks == []
+    assert step(scheduler).admitted == [] and b.blocks == [] and scheduler.blocks.free_count == 4
     scheduler.cancel("a")
     assert step(scheduler).admitted == [b] and len(b.blocks) == 4
 
@@ -313,6 +313,32 @@ def test_the_last_in_order_gives_way_by_hand(preemption):
         assert work_of(plan)[0] == ("b", 8, 1, True) and scheduler.host_blocks.in_use == 0
     else:
         assert work_of(plan)[0] == ("b", 0, 9, True)
+    finish(scheduler)
+
+
+def test_nobody_is_admitted_in_a_step_in_which_somebody_gave_way():
+    """a and b hold all 4 blocks when an urgent request comes. a needs a third, b gives way, and a block is left over:
+    the urgent one gets it in the next step."""
+    scheduler = scheduler_of(4, watermark=0)
+    scheduler.add("a", range(8), 5)
+    b = scheduler.add("b", range(8), 5)
+    step(scheduler)
+    urgent = scheduler.add("urgent", [1], 1, priority=-9)
+    plan = step(scheduler)
+    assert (plan.preempted, plan.admitted, scheduler.blocks.free_count) == ([b], [], 1)
+    assert step(scheduler).admitted == [urgent]
+
+
+def test_an_abandoned_swap_leaves_nobody_swapped():
+    """Nobody can say whether what was to leave did: it is computed again, and its room on the host is free."""
+    scheduler = scheduler_of(4, watermark=0, preemption=Preemption.SWAP, num_host_blocks=2)
+    a, b = scheduler.add("a", range(8), 5), scheduler.add("b", range(8), 5)
+    step(scheduler)
+    plan = scheduler.plan()
+    assert plan.swap_out and b.state is State.SWAPPED
+    scheduler.abandon(plan)
+    assert (a.state, b.state, b.num_computed, scheduler.host_blocks.in_use) == (State.WAITING, State.WAITING, 0, 0)
+    assert scheduler.waiting == [a, b]
     finish(scheduler)
 
 
