@@ -409,15 +409,15 @@ class Scheduler:
         request.forked = False
 
     def _end(self, request: Request, state: State) -> None:
+        if self._plan is None:
+            self._release(request)  # first: should it be refused, nothing has changed
+        else:
+            self._cancelled.append(request)
         if request.state is State.RUNNING:
             self.running.remove(request)
         request.state = state
         request.chain = None  # whoever keeps the request need not keep the cache's entries
         del self.requests[request.id]
-        if self._plan is None:
-            self._release(request)
-        else:
-            self._cancelled.append(request)
 
     def _shared_tail(self, request: Request) -> bool:
         """Would the next token be written into a block that somebody else holds too?"""

@@ -561,7 +561,11 @@ def test_a_block_freed_behind_the_schedulers_back():
     scheduler.blocks.free(request.blocks[1:])
     with pytest.raises(InvalidBlock, match="block 1 is not live"):
         scheduler.cancel("a")
+    assert (request.state, request.blocks, scheduler.running) == (State.RUNNING, [0, 1], [request])
     assert [scheduler.blocks.ref_count(block) for block in (0, 1)] == [1, 0]
+    request.blocks.pop()  # whoever mends it can end it
+    scheduler.cancel("a")
+    assert scheduler.blocks.in_use == 0
 
 
 def test_two_schedulers_over_one_budget():
