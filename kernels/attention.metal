@@ -41,6 +41,12 @@ METAL_FUNC void store_vector(thread float* to, float value) { *to = value; }
 #define UNROLL_ON_GPU UNROLL
 #endif
 
+// Asks memory for a key that comes later. A GPU runs other threads while one waits, and needs no such thing; native.h
+// says what a CPU does.
+#ifndef FETCH_AHEAD
+#define FETCH_AHEAD(key)
+#endif
+
 // What is the same for every thread of a launch.
 struct Problem {
   int num_seqs;
@@ -154,6 +160,7 @@ METAL_FUNC void decode_keys(
     // Logits: each lane multiplies its dims, the simdgroup adds up.
     float s[HEADS][KEYS];
     UNROLL_ON_GPU for (int j = 0; j < KEYS; ++j) {
+      FETCH_AHEAD(tile + SIMDGROUPS * KEYS + j);
       float dot[HEADS] = {};
       UNROLL_ON_GPU for (int i = 0; i < DIMS; ++i) {
         const int dim = i * LANES + lane;

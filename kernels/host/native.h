@@ -5,6 +5,20 @@
 
 #define THREADGROUP_ARRAY(type, name, size) alignas(64) type name[size]
 
+// A core has one thread to run, and pages lie scattered, so no prefetcher guesses the next one: while decode_keys
+// multiplies a key, ask for the one a tile later. (Its names; X_SPLIT has no vector that lies in line.)
+#define FETCH_AHEAD(key)                                                                                   \
+  if (LAYOUT != X_SPLIT) {                                                                                 \
+    const int ahead = min(key, end - 1), slot = ahead % problem.block_size;                                \
+    const int page = block_tables[long(seq) * problem.max_blocks + ahead / problem.block_size];            \
+    const char* next_k = (const char*)(k_pool + pool.k_vector(page, kv_head, slot));                       \
+    const char* next_v = (const char*)(v_pool + pool.v_vector(page, kv_head, slot));                       \
+    for (unsigned line = 0; line < HEAD_DIM * sizeof(T); line += 64) {                                     \
+      __builtin_prefetch(next_k + line);                                                                   \
+      __builtin_prefetch(next_v + line);                                                                   \
+    }                                                                                                      \
+  }
+
 namespace msl {
 
 inline float simd_sum(float x) { return x; }
