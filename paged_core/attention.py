@@ -10,7 +10,7 @@ import numpy as np
 from paged_core import executors
 from paged_core.arguments import as_host_ints, check_dtype, check_query_starts, check_shape
 from paged_core.errors import InvalidBlockTable
-from paged_core.layouts import Geometry, PoolLayout
+from paged_core.layouts import Geometry, PoolLayout, check_layout
 from paged_core.scalars import finite, positive
 
 if TYPE_CHECKING:
@@ -121,8 +121,7 @@ def checked_call(
     sliding_window=None, softcap=None, sinks=None, alibi_slopes=None, check=True,
 ) -> AttentionCall:  # fmt: skip
     """The arguments of `paged_attention`, refused or ready for an executor."""
-    if not isinstance(layout, PoolLayout):
-        raise TypeError(f"layout: expected one of {[f'PoolLayout.{x.name}' for x in PoolLayout]}, got {layout!r}")
+    check_layout(layout)
     check_shape("q", q, ("num_tokens", "num_q_heads", "head_dim"))
     num_tokens, num_q_heads, head_dim = q.shape
     if q.dtype not in DTYPES:
@@ -138,7 +137,8 @@ def checked_call(
         raise ValueError(f"q: expected a head_dim that is a multiple of 8 up to 512, got {head_dim}")
     if geometry.num_kv_heads == 0 or num_q_heads == 0 or num_q_heads % geometry.num_kv_heads:
         raise ValueError(
-            f"q: expected num_q_heads in a multiple of the pool's {geometry.num_kv_heads} KV heads, got {num_q_heads}"
+            f"q: expected (the pools being {layout.name}, if that is right) num_q_heads in a multiple of the pool's "
+            f"{geometry.num_kv_heads} KV heads, got {num_q_heads}"
         )
     if geometry.block_size == 0:
         raise ValueError(f"k_pool: expected a block_size of 1 or more, got shape {list(k_pool.shape)}")

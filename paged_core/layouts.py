@@ -107,6 +107,13 @@ class PoolLayout(Enum):
         return sum(at[axis] * stride for axis, stride in self.strides(which, geometry, itemsize).items())
 
 
+def check_layout(layout: object) -> None:
+    """TypeError for anything that is no PoolLayout, the name of one included."""
+    if not isinstance(layout, PoolLayout):
+        names = ", ".join(f"PoolLayout.{x.name}" for x in PoolLayout)
+        raise TypeError(f"layout: expected a PoolLayout ({names}), got {layout!r}")
+
+
 _AXES: dict[PoolLayout, tuple[tuple[str, ...], tuple[str, ...]]] = {
     PoolLayout.HND: (("block", "head", "token", "dim"),) * 2,
     PoolLayout.NHD: (("block", "token", "head", "dim"),) * 2,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from paged_core.arguments import as_host_ints, check_dtype, check_query_starts, check_shape
 from paged_core.errors import InvalidBlock, InvalidBlockTable
-from paged_core.layouts import X_BYTES, Geometry, PoolLayout
+from paged_core.layouts import X_BYTES, Geometry, PoolLayout, check_layout
 from paged_core.scalars import integer, positive
 
 POOL_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
@@ -50,8 +50,7 @@ class PagedPool:
             raise ValueError(f"num_blocks * block_size: expected fewer than 2^31 slots, got {self.num_slots}")
         if dtype not in POOL_DTYPES:
             raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype!r}")
-        if not isinstance(layout, PoolLayout):
-            raise TypeError(f"layout: expected one of {[x.name for x in PoolLayout]}, got {layout!r}")
+        check_layout(layout)
         self.dtype, self.layout = dtype, layout
         k_shape, v_shape = layout.shapes(self.geometry, dtype.size)
         self._k = [mx.zeros(k_shape, dtype) for _ in range(self.num_layers)]

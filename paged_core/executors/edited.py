@@ -51,8 +51,9 @@ def run_edited(
     timeout   seconds that the kernels may run; compiling them and starting the process come on top
     trace     return the simulator's Trace, with up to `max_records` records, instead of the output
 
-    The other arguments are those of `paged_attention`. What it costs beyond the kernels is about half a second for the
-    process, and compiling where this text has not been compiled before.
+    The other arguments are those of `paged_attention`. Of the kernels, those that the call launches are compiled, as on
+    a GPU: a mistake in the body of another one goes unnoticed until a call needs it. What it costs beyond the kernels
+    is about half a second for the process, and compiling where this text has not been compiled before.
 
     KernelError when the text does not compile, with the compiler's message at its line of the text; when the kernels
     crash; when they do not end in time. A SimulatorFinding, in the simulator, when they are caught at something.
