@@ -8,6 +8,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from paged_core.errors import InvalidBlockTable
+
+DTYPES = (mx.float32, mx.float16, mx.bfloat16)  # what a pool may hold
+
 
 def check_shape(name: str, x: mx.array, expected: tuple[int | str, ...]) -> None:
     """Compare with `expected`, where a string names a size that may be anything."""
@@ -32,6 +36,23 @@ def as_host_ints(name: str, x: mx.array | NDArray | Sequence[int]) -> NDArray[np
     if values.size and values.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {values.dtype}")
     return values.astype(np.int64)  # a copy: a view of MLX's memory must not outlive this call
+
+
+def query_starts(query_start_loc: mx.array | None, num_seqs: int) -> NDArray[np.integer]:
+    """query_start_loc on the host; None is decode, one query a sequence."""
+    if query_start_loc is None:
+        return np.arange(num_seqs + 1)
+    return as_host_ints("query_start_loc", query_start_loc)
+
+
+def check_fits_tables(contexts: NDArray[np.integer], max_blocks: int, block_size: int) -> None:
+    """InvalidBlockTable for a sequence with more tokens than a row of block_tables has room for."""
+    room = max_blocks * block_size
+    for seq in np.flatnonzero(contexts > room):
+        raise InvalidBlockTable(
+            f"context_lens[{seq}]: expected at most {room} tokens (block_tables has {max_blocks} entries a sequence, "
+            f"a block {block_size} tokens), got {contexts[seq]}"
+        )
 
 
 def check_query_starts(starts: NDArray[np.integer], num_tokens: int | None = None) -> None:

@@ -8,7 +8,15 @@ import mlx.core as mx
 import numpy as np
 
 from paged_core import executors
-from paged_core.arguments import as_host_ints, check_dtype, check_query_starts, check_shape
+from paged_core.arguments import (
+    DTYPES,
+    as_host_ints,
+    check_dtype,
+    check_fits_tables,
+    check_query_starts,
+    check_shape,
+    query_starts,
+)
 from paged_core.errors import InvalidBlockTable
 from paged_core.layouts import Geometry, PoolLayout, check_layout
 from paged_core.scalars import finite, positive
@@ -16,7 +24,6 @@ from paged_core.scalars import finite, positive
 if TYPE_CHECKING:
     from paged_core.executors.trace import Trace
 
-DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 MAX_RECORDS = 10_000_000  # of a trace: 160 MB, and about 800 MB more once Trace.records is asked for
 
 
@@ -179,18 +186,12 @@ def _check_values(num_tokens, block_tables, context_lens, query_start_loc, geome
     num_seqs, max_blocks = block_tables.shape
     num_blocks, _, block_size, _ = geometry
     contexts = as_host_ints("context_lens", context_lens)
-    num_queries = np.ones(num_seqs, np.int64)
-    if query_start_loc is not None:
-        starts = as_host_ints("query_start_loc", query_start_loc)
-        check_query_starts(starts, num_tokens)
-        num_queries = np.diff(starts)
+    starts = query_starts(query_start_loc, num_seqs)
+    check_query_starts(starts, num_tokens)
+    num_queries = np.diff(starts)
     for seq in np.flatnonzero(contexts < 0):
         raise ValueError(f"context_lens[{seq}]: expected 0 tokens or more, got {contexts[seq]}")
-    for seq in np.flatnonzero(contexts > max_blocks * block_size):
-        raise InvalidBlockTable(
-            f"context_lens[{seq}]: expected at most {max_blocks * block_size} tokens (block_tables has {max_blocks} "
-            f"entries a sequence, a block {block_size} tokens), got {contexts[seq]}"
-        )
+    check_fits_tables(contexts, max_blocks, block_size)
     for seq in np.flatnonzero((0 < contexts) & (contexts < num_queries)):
         raise ValueError(
             f"context_lens[{seq}]: expected 0, or at least the sequence's {num_queries[seq]} query tokens, "

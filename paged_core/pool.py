@@ -8,12 +8,19 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from paged_core.arguments import as_host_ints, check_dtype, check_query_starts, check_shape
+from paged_core.arguments import (
+    DTYPES,
+    as_host_ints,
+    check_dtype,
+    check_fits_tables,
+    check_query_starts,
+    check_shape,
+    query_starts,
+)
 from paged_core.errors import InvalidBlock, InvalidBlockTable
 from paged_core.layouts import X_BYTES, Geometry, PoolLayout, check_layout
 from paged_core.scalars import integer, positive
 
-POOL_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 MAX_SLOT = 2**31 - 1  # slots are int32
 
 
@@ -48,7 +55,7 @@ class PagedPool:
             raise ValueError(f"head_dim: expected a multiple of 8 up to 512, got {head_dim}")
         if self.num_slots > MAX_SLOT:
             raise ValueError(f"num_blocks * block_size: expected fewer than 2^31 slots, got {self.num_slots}")
-        if dtype not in POOL_DTYPES:
+        if dtype not in DTYPES:
             raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype!r}")
         check_layout(layout)
         self.dtype, self.layout = dtype, layout
@@ -256,23 +263,17 @@ def slot_mapping(
     check_dtype("context_lens", context_lens, mx.int32)
     tables = as_host_ints("block_tables", block_tables)
     contexts = as_host_ints("context_lens", context_lens)
-    if query_start_loc is None:
-        starts = np.arange(num_seqs + 1)
-    else:
+    if query_start_loc is not None:
         check_shape("query_start_loc", query_start_loc, (num_seqs + 1,))
         check_dtype("query_start_loc", query_start_loc, mx.int32)
-        starts = as_host_ints("query_start_loc", query_start_loc)
+    starts = query_starts(query_start_loc, num_seqs)
     check_query_starts(starts)
     num_queries = np.diff(starts)
     for seq in np.flatnonzero(contexts < num_queries):
         raise ValueError(
             f"context_lens[{seq}]: expected at least the {num_queries[seq]} token(s) to be written, got {contexts[seq]}"
         )
-    for seq in np.flatnonzero(contexts > max_blocks * block_size):
-        raise InvalidBlockTable(
-            f"context_lens[{seq}]: expected at most {max_blocks * block_size} tokens (block_tables has {max_blocks} "
-            f"entries a sequence, a block {block_size} tokens), got {contexts[seq]}"
-        )
+    check_fits_tables(contexts, max_blocks, block_size)
     seq_of_token = np.repeat(np.arange(num_seqs), num_queries)
     positions = (contexts - starts[1:])[seq_of_token] + np.arange(starts[-1])
     entries, offsets = np.divmod(positions, block_size)

@@ -177,8 +177,7 @@ class Scheduler:
         ValueError for a prompt without tokens, InvalidRequest for an id in use, RequestRefused for a request that could
         not finish though it had the pool to itself. A refused request leaves nothing behind.
         """
-        if id in self.requests:
-            raise InvalidRequest(f"id: request {id!r} is here already, {self.requests[id].state.value}")
+        self._check_new(id)
         try:
             tokens = array("q", list(prompt)).tolist()
         except (TypeError, OverflowError) as error:
@@ -216,8 +215,7 @@ class Scheduler:
         if self._plan is not None:
             raise InvalidRequest(f"request {parent_id!r} cannot be forked while a plan is carried out")
         parent = self._known(parent_id)
-        if id in self.requests:
-            raise InvalidRequest(f"id: request {id!r} is here already, {self.requests[id].state.value}")
+        self._check_new(id)
         if parent.state is not State.RUNNING or parent.num_computed < parent.num_prompt_tokens:
             computed = f"{parent.num_computed} of {parent.num_prompt_tokens} prompt tokens computed"
             raise InvalidRequest(f"request {parent_id!r} cannot be forked: it is {parent.state.value}, {computed}")
@@ -427,6 +425,10 @@ class Scheduler:
     @property
     def _available(self) -> int:
         return self.cache.available_count if self.cache else self.blocks.free_count
+
+    def _check_new(self, id: Hashable) -> None:
+        if id in self.requests:
+            raise InvalidRequest(f"id: request {id!r} is here already, {self.requests[id].state.value}")
 
     def _known(self, id: Hashable) -> Request:
         if id not in self.requests:

@@ -7,8 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from paged_core.executors.launch import ARGUMENTS, GPU, launches
-from paged_core.executors.metal import run_launches
+from paged_core.executors.launch import GPU, launches
+from paged_core.executors.metal import described, run_launches
 from paged_core.executors.source import kernel_source, kernels_folder
 
 
@@ -32,12 +32,4 @@ def header() -> str:
 @cache
 def built(kernel: str) -> Any:
     """MLX's kernel, which specialises it as it is called."""
-    inputs, outputs = ARGUMENTS[kernel]
-    kernels = kernel_source()
-    return mx.fast.cuda_kernel(
-        name=f"{kernel}_{kernels.digest}",  # MLX adds the template's arguments
-        input_names=list(inputs),
-        output_names=list(outputs),
-        header=header(),
-        source=kernels.bodies[kernel].text,
-    )
+    return mx.fast.cuda_kernel(header=header(), **described(kernel))

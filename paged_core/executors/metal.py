@@ -52,15 +52,19 @@ def run_launches(call, todo: list[Launch], build: Callable[[str], Callable]) -> 
 def built(kernel: str) -> Any:
     """MLX's kernel, which specialises it as it is called. MLX compiles with Metal's safe mathematics unless told
     otherwise: exp(-inf) is 0 and a NaN stays one, as the kernels take for granted."""
+    return mx.fast.metal_kernel(header=kernel_source().header, **described(kernel))
+
+
+def described(kernel: str) -> dict[str, Any]:
+    """What MLX asks about a kernel, for either GPU; what stands before its body apart."""
     inputs, outputs = ARGUMENTS[kernel]
     kernels = kernel_source()
-    return mx.fast.metal_kernel(
-        name=f"{kernel}_{kernels.digest}",  # MLX adds the template's arguments
-        input_names=list(inputs),
-        output_names=list(outputs),
-        header=kernels.header,
-        source=kernels.bodies[kernel].text,
-    )
+    return {
+        "name": f"{kernel}_{kernels.digest}",  # MLX adds the template's arguments
+        "input_names": list(inputs),
+        "output_names": list(outputs),
+        "source": kernels.bodies[kernel].text,
+    }
 
 
 @lru_cache(maxsize=256)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from paged_core.arguments import as_host_ints
+from paged_core.arguments import as_host_ints, query_starts
 from paged_core.layouts import PoolLayout
 
 LOGITS_AT_ONCE = 1 << 25  # a chunk of queries has at most so many logits: 128 MB in float32
@@ -20,10 +20,7 @@ def run(call) -> mx.array:
     together, so all the decodes of a batch are one group and no prompt is padded to another's length.
     """
     contexts = as_host_ints("context_lens", call.context_lens)
-    if call.query_start_loc is None:
-        starts = np.arange(len(contexts) + 1)
-    else:
-        starts = as_host_ints("query_start_loc", call.query_start_loc)
+    starts = query_starts(call.query_start_loc, len(contexts))
     num_queries = np.diff(starts)
     output = mx.zeros(call.q.shape, call.q.dtype)
     for queries in np.unique(num_queries[(num_queries > 0) & (contexts > 0)]):
