@@ -39,23 +39,20 @@ def run(
     alone = len(prompts) == 1
     answers: list[list[int]] = [[] for _ in prompts]
     words = _Words(tokenizer, encoded[0])
+    progress = not alone and sys.stderr.isatty()
     started = time.perf_counter()
-    if alone:
-        out.write(prompts[0])
-    for id, token, _ in engine.generate(
-        encoded, max_new_tokens=max_new_tokens, sampling=sampling, progress=not alone and sys.stderr.isatty()
-    ):
-        answers[id].append(token)
+    for id, token, _ in engine.generate(encoded, max_new_tokens=max_new_tokens, sampling=sampling, progress=progress):
         if alone:
-            out.write(words.after(token))
+            out.write(words.after(token) if answers[id] else prompts[0] + words.after(token))
             out.flush()
+        answers[id].append(token)
     seconds = time.perf_counter() - started
     if not alone:
         out.write("\n\n".join(tokenizer.decode([*p, *a]) for p, a in zip(encoded, answers, strict=True)))
     count = sum(map(len, answers))
     out.write(
-        f"\n\n{count} tokens for {len(prompts)} prompt{'' if alone else 's'} in {seconds:.2f} s, {count / seconds:,.0f} "
-        f"a second; at most {engine.scheduler.blocks.peak_in_use} of {num_blocks} blocks were in use\n"
+        f"\n\n{count} tokens for {len(prompts)} prompt{'' if alone else 's'} in {seconds:.2f} s, "
+        f"{count / seconds:,.0f} a second; {engine.scheduler.blocks.peak_in_use} of {num_blocks} blocks at most\n"
     )
 
 
