@@ -31,6 +31,7 @@ GREEDY = Sampling()
 class Model(Protocol):
     """What the engine asks of a model; see models.llama.Llama."""
 
+    vocab_size: int
     max_positions: int  # tokens that a sequence may have
     stop_tokens: frozenset[int]  # that end an answer
 
@@ -131,9 +132,11 @@ class Engine:
         salt: bytes = b"",
     ) -> Request:
         """Queue a request. `stop_tokens` None stands for the model's own; `stream` (default: how many came before)
-        tells requests apart that draw with the same seed. Errors as `Scheduler.add`; RequestRefused also for more
-        tokens than the model has positions for.
+        tells requests apart that draw with the same seed. Errors as `Scheduler.add`; ValueError also for a token that
+        the model does not have, RequestRefused for more tokens than it has positions for.
         """
+        if outside := [token for token in prompt if not 0 <= token < self.model.vocab_size]:
+            raise ValueError(f"prompt: expected tokens from 0 to {self.model.vocab_size - 1}, got {outside[0]}")
         longest = len(prompt) + max_new_tokens
         if longest > self.model.max_positions:
             raise RequestRefused(

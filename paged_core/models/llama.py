@@ -82,6 +82,10 @@ class Llama:
         )  # fmt: skip
 
     @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
     def max_positions(self) -> int:
         return self.config.max_positions
 
