@@ -213,12 +213,13 @@ class Engine:
 
     def _move(self, plan: Plan) -> None:
         """The plan's moves, in its order: first all that leaves, then what comes."""
-        if self.host_blocks is not None:
+        if plan.swap_out or plan.swap_in:
+            if self.host_blocks is None:
+                raise InvalidRequest("the scheduler swaps, and this engine was made when it did not")
             self.host_blocks.swap_out(plan.swap_out)
             self.host_blocks.swap_in(plan.swap_in)
-        elif plan.swap_out or plan.swap_in:
-            raise InvalidRequest("the scheduler swaps, and this engine was made when it did not")
-        self.pool.copy_blocks([src for src, _ in plan.copies], [dst for _, dst in plan.copies])
+        if plan.copies:
+            self.pool.copy_blocks([src for src, _ in plan.copies], [dst for _, dst in plan.copies])
 
     def _compute(self, plan: Plan) -> dict[Hashable, int]:
         """Compute the plan's work, and choose a token for each request that has come to its end."""

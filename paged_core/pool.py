@@ -116,14 +116,14 @@ class PagedPool:
         # its pending reader is gone.
         mx.eval(k, v, slot_mapping)
         block, token = slot_mapping // self.block_size, slot_mapping % self.block_size
-        for which, pool, x in (("k", self._k[layer], k), ("v", self._v[layer], v)):
-            index = self._head_vectors(which, block, token)
-            if self.layout is PoolLayout.X_SPLIT and which == "k":
-                x = x.reshape(*x.shape[:2], -1, X_BYTES // self.dtype.size)
-            pool[index] = x
-            # Settled before the second half: in INTERLEAVED both halves are one array, and two pending updates of an
-            # array in one graph make MLX copy it.
-            mx.eval(pool)
+        k_pool, v_pool = self._k[layer], self._v[layer]
+        if self.layout is PoolLayout.X_SPLIT:
+            k = k.reshape(*k.shape[:2], -1, X_BYTES // self.dtype.size)
+        k_pool[self._head_vectors("k", block, token)] = k
+        if self._one_array:  # two pending updates of one array in one graph make MLX copy it
+            mx.eval(k_pool)
+        v_pool[self._head_vectors("v", block, token)] = v
+        mx.eval(k_pool, v_pool)
 
     def gather(self, layer: int, blocks: Sequence[int], length: int) -> tuple[mx.array, mx.array]:
         """The first `length` tokens that lie in `blocks`, in order, as dense k, v [length, num_kv_heads, head_dim].

@@ -9,12 +9,16 @@ Activations are float32 in both. A weight is float32 on a CPU, and on a GPU of t
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
+FEW_TOKENS = 64
 Array = Any  # np.ndarray or mx.array, as `xp` says
 
 
@@ -31,6 +35,20 @@ def from_mlx(xp: ModuleType, x: mx.array) -> Array:
 
 def to_mlx(x: Array, dtype: mx.Dtype) -> mx.array:
     return (x if isinstance(x, mx.array) else mx.array(x)).astype(dtype)
+
+
+def blas_threads(num_tokens: int) -> AbstractContextManager:
+    """For a few tokens, NumPy's products by one thread. Two that wait for each other a hundred times a step gain little
+    where nobody else computes; where somebody does, each wait lasts until the other one's turn: ten times as long.
+    """
+    if num_tokens > FEW_TOKENS:
+        return nullcontext()
+    return _blas().limit(limits=1, user_api="blas")
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 class Linear:

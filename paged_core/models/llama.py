@@ -19,7 +19,7 @@ from paged_core.attention import paged_attention
 from paged_core.batch import Batch
 from paged_core.errors import CheckpointError
 from paged_core.layouts import PoolLayout
-from paged_core.models.arrays import Array, Linear, from_mlx, namespace, to_mlx
+from paged_core.models.arrays import Array, Linear, blas_threads, from_mlx, namespace, to_mlx
 from paged_core.models.config import LlamaConfig
 from paged_core.models.rope import rotation
 from paged_core.pool import PagedPool
@@ -107,12 +107,16 @@ class Llama:
 
         Returns float32 [len(batch.logits_of), vocab_size]: for each of these tokens, what the next one may be.
         """
+        with blas_threads(len(batch.tokens)):
+            return self._logits(batch, pool, executor)
+
+    def _logits(self, batch: Batch, pool: PagedPool, executor: str) -> Array:
         xp, c = self.xp, self.config
         h = self._embed(batch.tokens)
         cos, sin = self._turns(batch.positions)
         for i, layer in enumerate(self.layers):
             qkv = layer.qkv(self._normed(h, layer.attention_norm)).reshape(len(h), -1, c.head_dim)
-            q, k, v = xp.split(qkv, [c.num_q_heads, c.num_q_heads + c.num_kv_heads], axis=1)
+            q, k, v = qkv[:, : c.num_q_heads], qkv[:, c.num_q_heads : -c.num_kv_heads], qkv[:, -c.num_kv_heads :]
             if layer.q_norm is not None:
                 q, k = self._normed(q, layer.q_norm), self._normed(k, layer.k_norm)
             q, k = self._turned(q, cos, sin), self._turned(k, cos, sin)
@@ -127,7 +131,7 @@ class Llama:
             ]  # fmt: skip
             attended = xp.concatenate([from_mlx(xp, x) for x in attended])
             h = h + layer.output(attended.reshape(len(h), -1))
-            gate, up = xp.split(layer.gate_up(self._normed(h, layer.mlp_norm)), 2, axis=1)
+            gate, up = _halves(layer.gate_up(self._normed(h, layer.mlp_norm)))
             h = h + layer.down(gate / (1 + xp.exp(-gate)) * up)
         wanted = batch.logits_of if xp is np else mx.array(batch.logits_of)
         return self._head(self._normed(h[wanted], self._norm))
@@ -139,7 +143,8 @@ class Llama:
 
     def _normed(self, x: Array, weight: Array) -> Array:
         """RMSNorm over the last axis."""
-        return x / self.xp.sqrt((x * x).mean(axis=-1, keepdims=True) + self.config.rms_norm_eps) * weight
+        mean_square = (x * x).sum(axis=-1, keepdims=True) / x.shape[-1]
+        return x / self.xp.sqrt(mean_square + self.config.rms_norm_eps) * weight
 
     def _turns(self, positions: np.ndarray) -> tuple[Array, Array]:
         """The cosines and sines of every token's angles, float32 [tokens, 1, head_dim / 2]: what becomes of the unit
@@ -150,12 +155,11 @@ class Llama:
             unit * self._rope_scale, 2 * half, traditional=False, base=self._rope_base, scale=1.0,
             offset=mx.array(positions), freqs=self._rope_periods,
         )  # fmt: skip
-        cos, sin = self.xp.split(from_mlx(self.xp, turned[:, 0]), 2, axis=-1)
-        return cos, sin
+        return _halves(from_mlx(self.xp, turned[:, 0]))
 
     def _turned(self, x: Array, cos: Array, sin: Array) -> Array:
         """Rotary position embedding: dims i and i + head_dim/2 of every head, turned by the token's i-th angle."""
-        a, b = self.xp.split(x, 2, axis=-1)
+        a, b = _halves(x)
         return self.xp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
     def _layer(self, found: _Weights, index: int) -> Layer:
@@ -191,6 +195,12 @@ class Llama:
         if vector.shape != (size,):
             raise CheckpointError(f"{name}: expected shape [{size}], got {list(vector.shape)}")
         return from_mlx(self.xp, vector)
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    """Of the last axis."""
+    middle = x.shape[-1] // 2
+    return x[..., :middle], x[..., middle:]
 
 
 class _Weights:
