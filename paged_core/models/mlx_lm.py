@@ -249,7 +249,7 @@ class PagedLayerCache:
         k, v = pool.gather(self.layer, seq.blocks[entry:], self.offset - entry * pool.block_size)
         return k[offset:].transpose(1, 0, 2)[None], v[offset:].transpose(1, 0, 2)[None]
 
-    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None):
+    def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False):
         """The mask for `N` new tokens, as mlx-lm's own cache of this kind of layer makes it: None, "causal" or an array
         [N, tokens handed out]."""
         if self.window is None:
