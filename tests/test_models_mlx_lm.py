@@ -4,6 +4,7 @@ for, whatever is forked, trimmed, found again, or refused.
 Every pool here is full of NaN before it is used, and its blocks are handed out in no order.
 """
 
+import copy
 import importlib
 import json
 import sys
@@ -444,6 +445,8 @@ def test_mlx_lm_what_is_not_offered_is_refused_and_changes_nothing():
             cache[0].update_and_fetch(*given)
     with pytest.raises(NotImplementedError, match="a paged cache is not quantized: leave kv_bits out"):
         generated(model, [1], cache, 3, kv_bits=8, quantized_kv_start=0)
+    with pytest.raises(TypeError, match=r"a paged cache is not copied, .* use fork\(\)"):
+        copy.deepcopy(cache)
     cache.trim(cache.seq.len - 9)
     for call in (cache.match, cache.register):
         with pytest.raises((TypeError, ValueError), match=r"PrefixCache|expected an empty conversation"):

@@ -141,6 +141,9 @@ class PagedPromptCache(list):
         other._settle()
         return other
 
+    def __deepcopy__(self, memo):
+        raise TypeError("a paged cache is not copied, for its blocks are the pool's: use fork(), which shares them")
+
     def trim(self, num_tokens: int) -> int:
         """Forget the last tokens, as many of them as there are, and give back the blocks that held nothing else. How
         many were forgotten. trim(0) forgets a forward pass that was broken off between two layers."""
