@@ -332,6 +332,21 @@ def test_mlx_lm_forward_pass_broken_off_between_two_layers():
     assert generated(model, prompt[-1:], cache, 20)[0] == expected
 
 
+def test_mlx_lm_writes_in_place_and_a_pool_goes_with_its_last_conversation():
+    model = model_of("gemma3_text")
+    before = mx.get_active_memory()
+    cache = paged(model, num_blocks=8192)
+    generated(model, prompt_of(9), cache, 3)
+    mx.reset_peak_memory()
+    generated(model, prompt_of(9), cache, 10, prefill_step_size=4)
+    assert mx.get_peak_memory() < before + cache.pool.nbytes + cache.pool.nbytes // 6  # not one array more
+    layers = cache + []  # noqa: RUF005, a plain list, as mlx-lm makes them
+    del cache
+    generated(model, [1], layers, 3)
+    del layers
+    assert mx.get_active_memory() < before + 1_000_000
+
+
 # ---- the protocol
 
 

@@ -16,7 +16,7 @@ forks share what they have in common; every model's cache can be trimmed, those 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -117,17 +117,20 @@ class PagedPromptCache(list):
         self,
         pool: PagedPool,
         allocator: BlockAllocator | PrefixCache,
-        windows: Iterable[int | None],
+        windows: Sequence[int | None],
         salt: bytes = b"",
     ) -> None:
-        super().__init__(PagedLayerCache(self, layer, window) for layer, window in enumerate(windows))
+        self._shared = _Shared(pool, allocator, len(windows))
+        super().__init__(PagedLayerCache(self._shared, layer, window) for layer, window in enumerate(windows))
         self.pool, self.allocator, self.salt = pool, allocator, salt
-        self.seq = PagedSeqState(pool.block_size, pool.num_blocks)
-        self._slots = mx.zeros((0,), mx.int32)  # of the tokens of this forward pass
-        self._num_written = 0  # layers that have written them
 
     def __repr__(self) -> str:
         return f"PagedPromptCache({len(self)} layers, {self.seq!r}, {self.allocator!r})"
+
+    @property
+    def seq(self) -> PagedSeqState:
+        """The blocks, and the tokens that every layer holds."""
+        return self._shared.seq
 
     def another(self) -> PagedPromptCache:
         """An empty conversation in the same pool."""
@@ -137,8 +140,8 @@ class PagedPromptCache(list):
         """A second conversation that has held the same tokens so far. It shares their blocks; the block that either of
         the two writes into next is copied first. InvalidBlock when this one holds no tokens."""
         other = self.another()
-        other.seq = self.seq.fork(self.allocator)
-        other._settle()
+        other._shared.seq = self.seq.fork(self.allocator)
+        other._shared.settle()
         return other
 
     def __deepcopy__(self, memo):
@@ -148,14 +151,13 @@ class PagedPromptCache(list):
         """Forget the last tokens, as many of them as there are, and give back the blocks that held nothing else. How
         many were forgotten. trim(0) forgets a forward pass that was broken off between two layers."""
         num_tokens = min(integer("num_tokens", num_tokens, at_least=0), self.seq.len)
-        self.seq.trim(self.allocator, self.seq.len - num_tokens)
-        self._settle()
+        self._shared.trim(self.seq.len - num_tokens)
         return num_tokens
 
     def release(self) -> None:
         """Give every block back and become empty."""
         self.seq.release(self.allocator)
-        self._settle()
+        self._shared.settle()
 
     def match(self, tokens: Sequence[int] | mx.array) -> int:
         """Begin with as much of the prompt `tokens` as the PrefixCache knows. How many tokens that is: mlx-lm is to be
@@ -165,7 +167,7 @@ class PagedPromptCache(list):
         cache, chain = self._chain("match", tokens)
         blocks = cache.match(chain)
         self.seq.adopt(blocks, len(blocks) * self.pool.block_size)
-        self._settle()
+        self._shared.settle()
         return self.seq.len
 
     def register(self, tokens: Sequence[int] | mx.array) -> None:
@@ -179,32 +181,50 @@ class PagedPromptCache(list):
             raise TypeError(f"{verb}: expected a conversation whose allocator is a PrefixCache, got {self.allocator!r}")
         return self.allocator, self.allocator.chain(as_host_ints("tokens", tokens).tolist(), self.salt)
 
-    def _settle(self) -> None:
+
+class _Shared:
+    """What the layers of one conversation share. It knows none of them: with the last of them the pool is free to go,
+    and waits for no garbage collector."""
+
+    def __init__(self, pool: PagedPool, allocator: BlockAllocator | PrefixCache, num_layers: int) -> None:
+        self.pool, self.allocator = pool, allocator
+        self.seq = PagedSeqState(pool.block_size, pool.num_blocks)
+        # Of each layer: the tokens held (within a forward pass, the layers that have written are ahead of the others),
+        # and the first of those handed out last.
+        self.offsets, self.firsts = [0] * num_layers, [0] * num_layers
+        self._slots = mx.zeros((0,), mx.int32)  # of the tokens of this forward pass
+        self._num_written = 0  # layers that have written them
+
+    def settle(self) -> None:
         """Every layer holds what the sequence holds."""
         self._num_written = 0
-        for cache in self:
-            cache.offset, cache._first = self.seq.len, 0
+        self.offsets[:] = [self.seq.len] * len(self.offsets)
+        self.firsts[:] = [0] * len(self.firsts)
 
-    def _append(self, cache: PagedLayerCache, keys: mx.array, values: mx.array) -> None:
+    def trim(self, target_len: int) -> None:
+        self.seq.trim(self.allocator, target_len)
+        self.settle()
+
+    def append(self, layer: int, keys: mx.array, values: mx.array) -> None:
         """One layer's K and V, [1, num_kv_heads, num_tokens, head_dim]. The sequence is longer once all have written.
 
         All that may be refused is refused before the first layer writes."""
         for name, x in (("keys", keys), ("values", values)):
             check_shape(name, x, (1, self.pool.num_kv_heads, "num_tokens", self.pool.head_dim))
             check_dtype(name, x, self.pool.dtype)
-        if cache.offset != self.seq.len:
+        if self.offsets[layer] != self.seq.len:
             raise RuntimeError(
-                f"layer {cache.layer} holds {cache.offset} tokens, the conversation {self.seq.len}: a forward pass was "
-                "broken off; trim(0) forgets it, release() ends the conversation"
+                f"layer {layer} holds {self.offsets[layer]} tokens, the conversation {self.seq.len}: a forward pass "
+                "was broken off; trim(0) forgets it, release() ends the conversation"
             )
         end = self.seq.len + keys.shape[2]
         if self._num_written == 0:
             self._slots = self._make_room(end)
         k, v = (x[0].transpose(1, 0, 2) for x in (keys, values))
-        self.pool.write(cache.layer, k, v, self._slots, check=False)
-        cache.offset = end
+        self.pool.write(layer, k, v, self._slots, check=False)
+        self.offsets[layer] = end
         self._num_written += 1
-        if self._num_written == len(self):
+        if self._num_written == len(self.offsets):
             self._num_written, self.seq.len = 0, end
             self.seq.sync_context_len()
 
@@ -232,24 +252,27 @@ class PagedLayerCache:
     are shared with layers that see everything.
     """
 
-    def __init__(self, conversation: PagedPromptCache, layer: int, window: int | None) -> None:
+    def __init__(self, shared: _Shared, layer: int, window: int | None) -> None:
         self.layer, self.window = layer, window
-        self.offset = 0  # tokens held; within a forward pass, the layers that have written are ahead of the others
-        self._first = 0  # the first of the tokens handed out last
-        self._conversation = conversation
+        self._shared = shared
+
+    @property
+    def offset(self) -> int:
+        """Tokens held: the position of the next one."""
+        return self._shared.offsets[self.layer]
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Store the newest tokens' K and V [1, num_kv_heads, num_tokens, head_dim]; all that the layer is to see."""
         first = self.offset - self._before
-        self._conversation._append(self, keys, values)
-        self._first = first
+        self._shared.append(self.layer, keys, values)
+        self._shared.firsts[self.layer] = first
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """What was handed out last, gathered again: some models let several layers read the K and V of one."""
-        pool, seq = self._conversation.pool, self._conversation.seq
-        entry, offset = divmod(self._first, pool.block_size)
-        k, v = pool.gather(self.layer, seq.blocks[entry:], self.offset - entry * pool.block_size)
+        pool, blocks = self._shared.pool, self._shared.seq.blocks
+        entry, offset = divmod(self._shared.firsts[self.layer], pool.block_size)
+        k, v = pool.gather(self.layer, blocks[entry:], self.offset - entry * pool.block_size)
         return k[offset:].transpose(1, 0, 2)[None], v[offset:].transpose(1, 0, 2)[None]
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False):
@@ -282,19 +305,18 @@ class PagedLayerCache:
     @property
     def nbytes(self) -> int:
         """This layer's share of the blocks held, those shared with others included."""
-        pool = self._conversation.pool
-        return len(self._conversation.seq.blocks) * (pool.nbytes // (pool.num_layers * pool.num_blocks))
+        pool = self._shared.pool
+        return len(self._shared.seq.blocks) * (pool.nbytes // (pool.num_layers * pool.num_blocks))
 
     def is_trimmable(self) -> bool:
         return True
 
     def trim(self, n: int) -> int:
         """Forget this layer's last `n` tokens. mlx-lm asks every layer in turn: the last one gives the blocks back."""
-        n = min(integer("n", n, at_least=0), self.offset)
-        self.offset -= n
-        conversation = self._conversation
-        if all(cache.offset == self.offset for cache in conversation):
-            conversation.trim(conversation.seq.len - self.offset)
+        n, shared = min(integer("n", n, at_least=0), self.offset), self._shared
+        shared.offsets[self.layer] -= n
+        if len(set(shared.offsets)) == 1:
+            shared.trim(self.offset)
         return n
 
     def to_quantized(self, group_size: int = 64, bits: int = 4):
