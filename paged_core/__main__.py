@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from paged_core import demo, executors
 from paged_core.errors import PagedCoreError
+from paged_core.sampling import Sampling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +21,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--executor", metavar="NAME", help="only this one (default: each that can run here)")
     command.add_argument("--fast", action="store_true", help="no pauses")
     command.set_defaults(run=_demo)
+
+    command = commands.add_parser("generate", help="have a trained model go on from your words, out of a paged cache")
+    command.add_argument("prompt", nargs="+", help="some text; several are answered at once")
+    command.add_argument(
+        "--model", metavar="FOLDER", help="a Hugging Face folder, or a name on its hub (default: ours)"
+    )
+    command.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="tokens at most (default: 100)")
+    command.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0: always the likeliest (0.7)")
+    command.add_argument(
+        "--top-p", type=float, default=0.9, metavar="P", help="share of the probability to draw from (0.9)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="another one, another answer (0)")
+    command.add_argument(
+        "--num-blocks", type=int, default=512, metavar="N", help="blocks of 16 tokens in the pool (512)"
+    )
+    command.add_argument("--executor", default="auto", metavar="NAME", help="what runs the kernels (auto)")
+    command.set_defaults(run=_generate)
 
     command = commands.add_parser("executors", help="which executors can run here, and why the others cannot")
     command.set_defaults(run=_executors)
@@ -41,6 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     return 0 if demo.run(arguments.executor, fast=arguments.fast) else 1
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from paged_core import generate  # it draws in a tokenizer's library
+
+    generate.run(
+        arguments.prompt,
+        model=arguments.model,
+        max_new_tokens=arguments.max_new_tokens,
+        sampling=Sampling(arguments.temperature, top_p=arguments.top_p, seed=arguments.seed),
+        num_blocks=arguments.num_blocks,
+        executor=arguments.executor,
+    )
+    return 0
 
 
 def _executors(arguments: argparse.Namespace) -> int:

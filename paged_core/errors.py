@@ -91,3 +91,7 @@ class SwapError(PagedCoreError, OSError):
 
 class CacheFileError(PagedCoreError, OSError):
     """A prefix cache's file that cannot be written or read, is damaged, or was made for another cache."""
+
+
+class CheckpointError(PagedCoreError, ValueError):
+    """A model's folder that is not there, is incomplete, or asks for what this package does not compute."""

@@ -1,0 +1,239 @@
+"""The engine: a model, a pool and a scheduler, and tokens for many requests at once.
+
+Here the two wings meet. The scheduler says who computes what and who holds which block; the engine carries out the
+moves in the pool, has the model compute the batch, chooses the tokens, and tells the scheduler.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from paged_core.allocator import BlockAllocator
+from paged_core.batch import Batch
+from paged_core.errors import InvalidRequest, RequestRefused, SwapError
+from paged_core.pool import PagedPool
+from paged_core.prefix import PrefixCache
+from paged_core.sampling import Sampling
+from paged_core.scheduler import Plan, Preemption, Request, Scheduler
+from paged_core.swap import HostBlocks
+
+if TYPE_CHECKING:
+    from paged_core.models.arrays import Array
+
+GREEDY = Sampling()
+
+
+class Model(Protocol):
+    """What the engine asks of a model; see models.llama.Llama."""
+
+    vocab_size: int
+    max_positions: int  # tokens that a sequence may have
+    stop_tokens: frozenset[int]  # that end an answer
+
+    def pool(self, num_blocks: int, block_size: int = 16) -> PagedPool: ...
+
+    def check_pool(self, pool: PagedPool) -> None: ...
+
+    def __call__(self, batch: Batch, pool: PagedPool, *, executor: str = "auto") -> Array: ...
+
+
+class Token(NamedTuple):
+    """A token that a request was given, as soon as it is known."""
+
+    request_id: Hashable
+    token: int
+    finished: bool  # it was the request's last
+
+
+class Step(NamedTuple):
+    """What one step did: the plan that was carried out, and the new tokens."""
+
+    plan: Plan
+    tokens: list[Token]
+
+
+class Engine:
+    """Continuous batching over one pool.
+
+        engine = Engine(model, pool, Scheduler(PrefixCache(BlockAllocator(512), block_size=16), block_size=16))
+        for request_id, token, finished in engine.generate(prompts, max_new_tokens=64):
+            ...
+
+    `Engine.of(model)` makes pool and scheduler too. `generate` serves a list of prompts; `add` and `step` are what it
+    is made of, for requests that come when they like. The pool is the engine's while it lives: whoever else writes to
+    blocks that the scheduler has handed out spoils answers. With a scheduler that swaps, `host_blocks` is where to
+    (default: memory for as many blocks as the scheduler swaps).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        pool: PagedPool,
+        scheduler: Scheduler,
+        *,
+        host_blocks: HostBlocks | None = None,
+        executor: str = "auto",
+    ) -> None:
+        model.check_pool(pool)
+        if scheduler.block_size != pool.block_size:
+            raise ValueError(f"scheduler: expected the pool's block_size {pool.block_size}, got {scheduler.block_size}")
+        if scheduler.blocks.capacity > pool.num_blocks:
+            raise ValueError(
+                f"scheduler: hands out {scheduler.blocks.capacity} blocks, and the pool has {pool.num_blocks}"
+            )
+        wanted = scheduler.host_blocks.capacity
+        if host_blocks is None and wanted:
+            host_blocks = HostBlocks(pool, wanted)
+        if host_blocks is not None and (host_blocks.pool is not pool or host_blocks.num_blocks < wanted):
+            raise ValueError(f"host_blocks: expected room for {wanted} blocks of this engine's pool, got {host_blocks}")
+        self.model, self.pool, self.scheduler, self.executor = model, pool, scheduler, executor
+        self.host_blocks = host_blocks
+        self._sampling: dict[Hashable, tuple[Sampling, int]] = {}  # of each request, and the number of its stream
+        self._num_added = 0
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        *,
+        num_blocks: int = 512,
+        block_size: int = 16,
+        max_running: int = 32,
+        max_tokens_per_step: int = 512,
+        prefix_cache: bool = True,
+        executor: str = "auto",
+    ) -> Engine:
+        """An engine with a pool and a scheduler of its own."""
+        allocator = BlockAllocator(num_blocks)
+        blocks = PrefixCache(allocator, block_size=block_size) if prefix_cache else allocator
+        scheduler = Scheduler(
+            blocks, block_size=block_size, max_running=max_running, max_tokens_per_step=max_tokens_per_step
+        )
+        return cls(model, model.pool(num_blocks, block_size), scheduler, executor=executor)
+
+    def __repr__(self) -> str:
+        return f"Engine({self.model!r}, {self.pool!r}, {self.scheduler!r})"
+
+    def add(
+        self,
+        id: Hashable,
+        prompt: Sequence[int],
+        max_new_tokens: int = 64,
+        *,
+        sampling: Sampling = GREEDY,
+        stop_tokens: Collection[int] | None = None,
+        stream: int | None = None,
+        priority: int = 0,
+        salt: bytes = b"",
+    ) -> Request:
+        """Queue a request. `stop_tokens` None stands for the model's own; `stream` (default: how many came before)
+        tells requests apart that draw with the same seed. Errors as `Scheduler.add`; ValueError also for a token that
+        the model does not have, RequestRefused for more tokens than it has positions for.
+        """
+        if outside := [token for token in prompt if not 0 <= token < self.model.vocab_size]:
+            raise ValueError(f"prompt: expected tokens from 0 to {self.model.vocab_size - 1}, got {outside[0]}")
+        longest = len(prompt) + max_new_tokens
+        if longest > self.model.max_positions:
+            raise RequestRefused(
+                f"request {id!r}: {len(prompt)} prompt tokens and {max_new_tokens} new ones are {longest}; the model "
+                f"has {self.model.max_positions} positions"
+            )
+        stop_tokens = self.model.stop_tokens if stop_tokens is None else stop_tokens
+        request = self.scheduler.add(id, prompt, max_new_tokens, priority=priority, stop_tokens=stop_tokens, salt=salt)
+        self._sampling[id] = sampling, self._num_added if stream is None else stream
+        self._num_added += 1
+        return request
+
+    def cancel(self, id: Hashable) -> None:
+        """End a request. InvalidRequest when it has ended already."""
+        self.scheduler.cancel(id)
+        self._sampling.pop(id, None)
+
+    def step(self) -> Step:
+        """One step: some tokens for everybody the scheduler picks. Without requests it does nothing.
+
+        Should it fail (or be interrupted), the step is undone as far as anybody can tell, and the next one does its
+        work again. A swap that fails is not an error: those who give way are computed again from then on.
+        """
+        plan = self.scheduler.plan()
+        try:
+            self._move(plan)
+            tokens = self._compute(plan)
+        except SwapError as error:
+            self.scheduler.abandon(plan)
+            self.scheduler.preemption = Preemption.RECOMPUTE
+            warnings.warn(f"whoever gives way is computed again from now on: {error}", stacklevel=2)
+            return Step(Plan(), [])
+        except BaseException:
+            self.scheduler.abandon(plan)
+            raise
+        ended = {request.id for request in self.scheduler.complete(plan, tokens)}
+        for id in ended:
+            self._sampling.pop(id, None)
+        return Step(plan, [Token(id, token, id in ended) for id, token in tokens.items()])
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        stop_tokens: Collection[int] | None = None,
+        progress: bool = False,
+    ) -> Iterator[Token]:
+        """Tokens for all `prompts`, as they come; `request_id` is the number of the prompt. With `progress`, a bar.
+
+        All or none: when one prompt is refused, none is served. Whoever stops listening cancels what is under way.
+        """
+        if any(isinstance(prompt, (str, int)) for prompt in prompts):
+            raise TypeError("prompts: expected lists of token ids; a tokenizer's encode(text).ids makes one of a text")
+        mine: set[Hashable] = set()
+        try:
+            for i, prompt in enumerate(prompts):
+                self.add(i, prompt, max_new_tokens, sampling=sampling, stop_tokens=stop_tokens, stream=i)
+                mine.add(i)
+            with _bar(len(prompts) * max_new_tokens) if progress else nullcontext() as bar:
+                while mine:
+                    step = self.step()
+                    for token in step.tokens:
+                        if token.request_id in mine:
+                            if bar is not None:
+                                bar.update()
+                            if token.finished:
+                                mine.remove(token.request_id)
+                            yield token
+        finally:
+            for id in mine:
+                self.cancel(id)
+
+    def _move(self, plan: Plan) -> None:
+        """The plan's moves, in its order: first all that leaves, then what comes."""
+        if self.host_blocks is not None:
+            self.host_blocks.swap_out(plan.swap_out)
+            self.host_blocks.swap_in(plan.swap_in)
+        elif plan.swap_out or plan.swap_in:
+            raise InvalidRequest("the scheduler swaps, and this engine was made when it did not")
+        self.pool.copy_blocks([src for src, _ in plan.copies], [dst for _, dst in plan.copies])
+
+    def _compute(self, plan: Plan) -> dict[Hashable, int]:
+        """Compute the plan's work, and choose a token for each request that has come to its end."""
+        if not plan.work:
+            return {}
+        batch = Batch.of(plan.work, self.pool.block_size)
+        logits = np.array(self.model(batch, self.pool, executor=self.executor))
+        chosen = {}
+        for row, request in zip(logits, (work.request for work in batch.work if work.samples), strict=True):
+            sampling, stream = self._sampling.get(request.id, (GREEDY, 0))
+            chosen[request.id] = sampling.choose(row, stream, request.num_generated)
+        return chosen
+
+
+def _bar(total: int):
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit="token", smoothing=0)

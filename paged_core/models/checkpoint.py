@@ -1,0 +1,109 @@
+"""From a Hugging Face folder, or a name on the hub, to a model and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import mlx.core as mx
+
+from paged_core.errors import CheckpointError
+from paged_core.models.config import LlamaConfig
+from paged_core.models.llama import Llama
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NEEDED = ["config.json", "*.safetensors", "tokenizer.json"]
+
+
+class Checkpoint(NamedTuple):
+    """A trained model, its tokenizer (of the `tokenizers` library), and where they came from."""
+
+    model: Llama
+    tokenizer: Tokenizer
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def shipped() -> Path:
+    """The folder of the model that comes with this package: 2.9 million parameters that have read the King James Bible
+    and nothing else. See training/README.md."""
+    package = Path(__file__).resolve().parent.parent
+    beside, inside = package.parent / "checkpoint", package / "_checkpoint"  # in a checkout; in an installed package
+    return inside if inside.exists() else beside
+
+
+def load(source: str | Path | None = None, *, dtype: mx.Dtype | None = None) -> Checkpoint:
+    """The checkpoint in a folder; of that name on the Hugging Face hub, such as "HuggingFaceTB/SmolLM2-135M", which is
+    downloaded once, with a progress bar; or, by default, the one that is shipped.
+
+    `dtype` is what weights and KV cache are kept in, by default the weights' own. CheckpointError when there is no such
+    folder or name, when a file is missing or damaged, or when it is a model that this package does not compute.
+    """
+    folder = shipped() if source is None else Path(source).expanduser()
+    if not folder.is_dir():
+        folder = _download(str(source))
+    config = _json(folder / "config.json")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder}: expected a file *.safetensors with the weights")
+    weights: dict[str, mx.array] = {}
+    for file in files:
+        try:
+            weights.update(mx.load(str(file)))  # type: ignore[arg-type]  # a dict, for this kind of file
+        except RuntimeError as error:
+            raise CheckpointError(f"{file}: not readable as safetensors: {error}") from None
+    try:
+        model = Llama(LlamaConfig.from_dict(config), weights, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    return Checkpoint(model, _tokenizer(folder / "tokenizer.json"), folder)
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise CheckpointError('tokenizers is not installed: pip install "paged-core[models]"') from None
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected the tokenizer here; there is no such file")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise CheckpointError(f"{path}: not readable as a tokenizer: {error}") from None
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: expected a model's configuration here; there is no such file") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content
+
+
+def _download(name: str) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(f"{name}: no such folder")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f'{name}: no such folder; to look for it on the hub: pip install "paged-core[models]"'
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=NEEDED))
+    except Exception as error:  # no network, no such name, no right to it: each library below has an error of its own
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{name}: no such folder here, and the Hugging Face hub does not give it: {reason}. Where there is no "
+            "network, name a folder with config.json, *.safetensors and tokenizer.json."
+        ) from None

@@ -1,0 +1,217 @@
+"""A Llama-family model (Llama, Mistral, Qwen2, Qwen3) whose keys and values lie in a `PagedPool`.
+
+It computes a `Batch`: the new tokens of many sequences end to end, decodes, prompts and chunks of prompts, with no
+padding. Everything but attention works token by token and does not know whose token it has; attention finds each
+sequence's past through the block tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+import mlx.core as mx
+import numpy as np
+
+from paged_core.arguments import DTYPES
+from paged_core.attention import paged_attention
+from paged_core.batch import Batch
+from paged_core.errors import CheckpointError
+from paged_core.layouts import PoolLayout
+from paged_core.models.arrays import Array, Linear, from_mlx, namespace, to_mlx
+from paged_core.models.config import LlamaConfig
+from paged_core.models.rope import rotation
+from paged_core.pool import PagedPool
+
+
+@dataclass(slots=True)
+class Layer:
+    """One layer's weights. What goes through the same activations is one product: q, k and v; gate and up."""
+
+    attention_norm: Array  # [hidden_size]
+    qkv: Linear  # [(num_q_heads + 2 num_kv_heads) * head_dim, hidden_size]
+    q_norm: Array | None  # [head_dim]
+    k_norm: Array | None  # [head_dim]
+    output: Linear  # [hidden_size, num_q_heads * head_dim]
+    mlp_norm: Array  # [hidden_size]
+    gate_up: Linear  # [2 intermediate_size, hidden_size]
+    down: Linear  # [hidden_size, intermediate_size]
+    sliding_window: int | None
+
+
+class Llama:
+    """`weights` are named and shaped as in a Hugging Face checkpoint; CheckpointError for one that is missing, is left
+    over, or has another shape than `config` says. `dtype` (default: the weights') is what K, V and, on a GPU, the
+    weights are kept in.
+    """
+
+    def __init__(self, config: LlamaConfig, weights: Mapping[str, mx.array], dtype: mx.Dtype | None = None) -> None:
+        found = _Weights(weights)
+        self.config = config
+        self.dtype = dtype or found.take("model.embed_tokens.weight", keep=True).dtype
+        if self.dtype not in DTYPES:
+            raise CheckpointError(f"dtype: expected float32, float16 or bfloat16, got {self.dtype}")
+        self.xp: ModuleType = namespace()
+        hidden = config.hidden_size
+        self._embedding = self._linear(found, "model.embed_tokens", (config.vocab_size, hidden))
+        self.layers = [self._layer(found, i) for i in range(config.num_layers)]
+        self._norm = self._vector(found, "model.norm.weight", hidden)
+        tied = "lm_head.weight" not in found
+        self._head = self._embedding if tied else self._linear(found, "lm_head", (config.vocab_size, hidden))
+        found.check_all_taken()
+        turn = rotation(config.head_dim, config.rope_theta, config.rope_scaling, config.max_positions)
+        self._rope_scale = turn.scale
+        # The plain variant's periods MLX works out itself: so our angles are those of all who ask it, bit for bit.
+        self._rope_base = config.rope_theta if turn.is_plain else None
+        self._rope_periods = None if turn.is_plain else mx.array(turn.periods)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Llama({c.num_layers} layers x {c.hidden_size}, {c.num_q_heads} query and {c.num_kv_heads} KV heads x "
+            f"{c.head_dim}, {c.vocab_size} tokens, {self.dtype}, in {self.xp.__name__})"
+        )
+
+    def pool(self, num_blocks: int, block_size: int = 16, layout: PoolLayout = PoolLayout.HND) -> PagedPool:
+        """A pool of the shape that this model needs."""
+        c = self.config
+        return PagedPool(
+            num_layers=c.num_layers, num_blocks=num_blocks, num_kv_heads=c.num_kv_heads, block_size=block_size,
+            head_dim=c.head_dim, dtype=self.dtype, layout=layout,
+        )  # fmt: skip
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.max_positions
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        return self.config.stop_tokens
+
+    def check_pool(self, pool: PagedPool) -> None:
+        """ValueError or TypeError for a pool that this model cannot keep its keys and values in."""
+        c = self.config
+        expected = (c.num_layers, c.num_kv_heads, c.head_dim)
+        if (got := (pool.num_layers, pool.num_kv_heads, pool.head_dim)) != expected:
+            raise ValueError(f"pool: expected (layers, KV heads, head_dim) {expected}, got {got}; Llama.pool makes one")
+        if pool.dtype != self.dtype:
+            raise TypeError(f"pool: expected dtype {self.dtype}, got {pool.dtype}")
+
+    def __call__(self, batch: Batch, pool: PagedPool, *, executor: str = "auto") -> Array:
+        """Write the K and V of the batch's tokens to the pool, and return the logits that are wanted.
+
+        Returns float32 [len(batch.logits_of), vocab_size]: for each of these tokens, what the next one may be.
+        """
+        xp, c = self.xp, self.config
+        h = self._embed(batch.tokens)
+        cos, sin = self._turns(batch.positions)
+        for i, layer in enumerate(self.layers):
+            qkv = layer.qkv(self._normed(h, layer.attention_norm)).reshape(len(h), -1, c.head_dim)
+            q, k, v = xp.split(qkv, [c.num_q_heads, c.num_q_heads + c.num_kv_heads], axis=1)
+            if layer.q_norm is not None:
+                q, k = self._normed(q, layer.q_norm), self._normed(k, layer.k_norm)
+            q, k = self._turned(q, cos, sin), self._turned(k, cos, sin)
+            pool.write(i, to_mlx(k, pool.dtype), to_mlx(v, pool.dtype), batch.slot_mapping, check=False)
+            attended = [
+                paged_attention(
+                    to_mlx(q[part.rows], pool.dtype), pool.k(i), pool.v(i), part.block_tables, part.context_lens,
+                    query_start_loc=part.query_start_loc, layout=pool.layout, sliding_window=layer.sliding_window,
+                    executor=executor, check=False,
+                )
+                for part in batch.parts
+            ]  # fmt: skip
+            attended = xp.concatenate([from_mlx(xp, x) for x in attended])
+            h = h + layer.output(attended.reshape(len(h), -1))
+            gate, up = xp.split(layer.gate_up(self._normed(h, layer.mlp_norm)), 2, axis=1)
+            h = h + layer.down(gate / (1 + xp.exp(-gate)) * up)
+        wanted = batch.logits_of if xp is np else mx.array(batch.logits_of)
+        return self._head(self._normed(h[wanted], self._norm))
+
+    def _embed(self, tokens: np.ndarray) -> Array:
+        if self.xp is np:
+            return self._embedding.weight[tokens]
+        return self._embedding.weight[mx.array(tokens)].astype(mx.float32)
+
+    def _normed(self, x: Array, weight: Array) -> Array:
+        """RMSNorm over the last axis."""
+        return x / self.xp.sqrt((x * x).mean(axis=-1, keepdims=True) + self.config.rms_norm_eps) * weight
+
+    def _turns(self, positions: np.ndarray) -> tuple[Array, Array]:
+        """The cosines and sines of every token's angles, float32 [tokens, 1, head_dim / 2]: what becomes of the unit
+        vectors when MLX turns them."""
+        half = self.config.head_dim // 2
+        unit = mx.broadcast_to(mx.arange(2 * half) < half, (len(positions), 1, 1, 2 * half)).astype(mx.float32)
+        turned = mx.fast.rope(
+            unit * self._rope_scale, 2 * half, traditional=False, base=self._rope_base, scale=1.0,
+            offset=mx.array(positions), freqs=self._rope_periods,
+        )  # fmt: skip
+        cos, sin = self.xp.split(from_mlx(self.xp, turned[:, 0]), 2, axis=-1)
+        return cos, sin
+
+    def _turned(self, x: Array, cos: Array, sin: Array) -> Array:
+        """Rotary position embedding: dims i and i + head_dim/2 of every head, turned by the token's i-th angle."""
+        a, b = self.xp.split(x, 2, axis=-1)
+        return self.xp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+    def _layer(self, found: _Weights, index: int) -> Layer:
+        c, name = self.config, f"model.layers.{index}"
+        q_size, kv_size = c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+        normed_heads = f"{attention}.q_norm.weight" in found
+        return Layer(
+            self._vector(found, f"{name}.input_layernorm.weight", c.hidden_size),
+            self._linear(found, [f"{attention}.{x}_proj" for x in "qkv"], (q_size + 2 * kv_size, c.hidden_size)),
+            self._vector(found, f"{attention}.q_norm.weight", c.head_dim) if normed_heads else None,
+            self._vector(found, f"{attention}.k_norm.weight", c.head_dim) if normed_heads else None,
+            self._linear(found, f"{attention}.o_proj", (c.hidden_size, q_size)),
+            self._vector(found, f"{name}.post_attention_layernorm.weight", c.hidden_size),
+            self._linear(found, [f"{mlp}.{x}_proj" for x in ("gate", "up")], (2 * c.intermediate_size, c.hidden_size)),
+            self._linear(found, f"{mlp}.down_proj", (c.hidden_size, c.intermediate_size)),
+            c.sliding_windows[index] if c.sliding_windows else None,
+        )
+
+    def _linear(self, found: _Weights, names: str | list[str], shape: tuple[int, int]) -> Linear:
+        """One product for all of `names`, one below the other."""
+        names = [names] if isinstance(names, str) else names
+        weight = mx.concatenate([found.take(f"{name}.weight") for name in names])
+        if weight.shape != shape:
+            raise CheckpointError(f"{' + '.join(names)}: expected shape {list(shape)}, got {list(weight.shape)}")
+        biases = [found.take(f"{name}.bias") for name in names if f"{name}.bias" in found]
+        if biases and len(biases) < len(names):
+            raise CheckpointError(f"{' + '.join(names)}: expected a bias for each or for none")
+        return Linear(self.xp, weight.astype(self.dtype), mx.concatenate(biases) if biases else None)
+
+    def _vector(self, found: _Weights, name: str, size: int) -> Array:
+        vector = found.take(name)
+        if vector.shape != (size,):
+            raise CheckpointError(f"{name}: expected shape [{size}], got {list(vector.shape)}")
+        return from_mlx(self.xp, vector)
+
+
+class _Weights:
+    """A checkpoint's tensors, each to be taken once."""
+
+    def __init__(self, tensors: Mapping[str, mx.array]) -> None:
+        # Old checkpoints carry a table of frequencies, which follows from config.json.
+        self._left = {name: x for name, x in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._left)
+
+    def take(self, name: str, *, keep: bool = False) -> mx.array:
+        if name not in self._left:
+            raise CheckpointError(f"weights: expected {name!r} among them")
+        return self._left[name] if keep else self._left.pop(name)
+
+    def check_all_taken(self) -> None:
+        if self._left:
+            listed = ", ".join(sorted(self._left)[:3])
+            raise CheckpointError(f"weights: {len(self._left)} that a model of this kind does not have: {listed}")

@@ -1,0 +1,291 @@
+"""Many requests, one pool, one model: whatever else is in the batch, each gets the answer it would get alone."""
+
+import errno
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+pytest.importorskip("tokenizers", reason="the tokenizer's library is not installed: pip install 'paged-core[models]'")
+
+from paged_core import (
+    BlockAllocator,
+    Engine,
+    HostBlocks,
+    Preemption,
+    PrefixCache,
+    RequestRefused,
+    Sampling,
+    Scheduler,
+)
+from paged_core.batch import Batch
+from paged_core.models import load
+from tests.cases import nan_pool
+from tests.model_cases import logit_bound, work_for
+
+BLOCK_SIZE = 8
+PROMPTS = [
+    "In the beginning God created the heaven and the earth.",
+    "And Jesus said unto them,",
+    "The LORD is my shepherd; I shall not want.",
+    "And it came to pass in those days, that there went out a decree from Caesar Augustus,",
+    "In the beginning God created the heaven and the earth. And the earth",
+]
+NEW = 30  # tokens for each
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return load(dtype=mx.float32)
+
+
+@pytest.fixture(scope="module")
+def prompts(checkpoint):
+    return [checkpoint.tokenizer.encode(prompt).ids for prompt in PROMPTS]
+
+
+def engine_of(model, num_blocks=64, *, cache=False, executor="auto", host_blocks=None, **options):
+    """Over a pool of NaN: what nobody wrote shows in the answer."""
+    allocator = BlockAllocator(num_blocks)
+    blocks = PrefixCache(allocator, block_size=BLOCK_SIZE) if cache else allocator
+    options = {"max_running": 8, "max_tokens_per_step": 64} | options
+    c = model.config
+    sizes = {"num_layers": c.num_layers, "num_kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
+    pool = nan_pool(**sizes, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=model.dtype)
+    return Engine(model, pool, Scheduler(blocks, block_size=BLOCK_SIZE, **options), executor=executor)
+
+
+def answers(engine, prompts, new=NEW, **options):
+    given = [[] for _ in prompts]
+    for id, token, finished in engine.generate(prompts, max_new_tokens=new, **options):
+        given[id].append(token)
+        assert finished == (len(given[id]) == new or token in engine.model.stop_tokens)
+    assert engine.scheduler.blocks.in_use == 0 and not engine.scheduler.requests
+    return given
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint, prompts):
+    """Each prompt served with nobody beside it, its prompt in one piece."""
+    return [answers(engine_of(checkpoint.model), [prompt])[0] for prompt in prompts]
+
+
+def logits_after(model, tokens):
+    pool = model.pool(32, BLOCK_SIZE)
+    work = work_for(tokens, range(-(-len(tokens) // BLOCK_SIZE)), 0, len(tokens))
+    return np.array(model(Batch.of([work], BLOCK_SIZE), pool))[0]
+
+
+def check_same(model, prompts, got, expected):
+    """Token by token; the first to differ may do so only where the two likeliest lie closer than rounding decides."""
+    for prompt, a, b in zip(prompts, got, expected, strict=True):
+        if a == b:
+            continue
+        i = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+        assert i is not None, "one of the answers ends too early"
+        logits = logits_after(model, prompt + b[:i])
+        second, first = np.sort(logits)[-2:]
+        assert {a[i], b[i]} == set(np.argsort(logits)[-2:].tolist())
+        assert first - second <= 2 * logit_bound(logits, model.dtype, model.config.num_layers, len(prompt) + i)
+
+
+# ---------------------------------------------------------------------------------------- the same, whatever happens
+
+
+def test_engine_says_what_mlx_lm_s_generate_says(checkpoint, prompts, alone):
+    mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm, the peer, is not installed")
+    from mlx_lm.generate import generate_step
+
+    theirs, _ = mlx_lm.load(str(checkpoint.folder))
+    theirs.set_dtype(mx.float32)
+    said = []
+    for prompt in prompts:
+        said.append([])
+        for token, _ in generate_step(mx.array(prompt), theirs, max_tokens=NEW):
+            said[-1].append(int(token))
+            if token in checkpoint.model.stop_tokens:
+                break
+    check_same(checkpoint.model, prompts, alone, said)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_running": 2},
+        {"max_tokens_per_step": 8},  # prompts in chunks of 3 to 8
+        {"max_tokens_per_step": 9, "max_running": 3},
+        {"cache": True},
+        {"cache": True, "max_running": 1},  # one after the other: the last prompt begins as the first did
+        {"num_blocks": 11},
+        {"num_blocks": 11, "cache": True},
+        {"num_blocks": 11, "preemption": Preemption.SWAP, "num_host_blocks": 40},
+        {"num_blocks": 11, "preemption": Preemption.SWAP, "num_host_blocks": 4, "max_tokens_per_step": 10},
+        {"executor": "ops"},
+    ],
+    ids=lambda options: ",".join(f"{k}={getattr(v, 'name', v)}" for k, v in options.items()) or "batch",
+)
+def test_engine_greedy_answers_do_not_depend_on_the_company(checkpoint, prompts, alone, options):
+    engine = engine_of(checkpoint.model, **options)
+    preempted = []
+    watch(engine, lambda step: preempted.extend(step.plan.preempted))
+    check_same(checkpoint.model, prompts, answers(engine, prompts), alone)
+    assert bool(preempted) == ("num_blocks" in options)
+    if "max_running" in options and options.get("cache"):
+        assert engine.scheduler.blocks.hits > 0
+
+
+def watch(engine, look):
+    """Have `look` see every step."""
+    step = engine.step
+
+    def watched():
+        seen = step()
+        look(seen)
+        return seen
+
+    engine.step = watched
+
+
+def test_engine_draws_the_same_tokens_whatever_the_company(checkpoint, prompts):
+    sampling = Sampling(temperature=0.8, top_p=0.95, seed=11)
+    together = answers(engine_of(checkpoint.model), prompts, sampling=sampling)
+    assert answers(engine_of(checkpoint.model, 11), prompts, sampling=sampling) == together
+    assert answers(engine_of(checkpoint.model), prompts[:1], sampling=sampling) == together[:1]
+    assert answers(engine_of(checkpoint.model), prompts, sampling=Sampling(0.8, top_p=0.95, seed=12)) != together
+    twice = answers(engine_of(checkpoint.model), [prompts[0]] * 2, sampling=sampling)
+    assert twice[0] == together[0] != twice[1]  # the same prompt and seed, and a stream of its own
+
+
+def test_engine_serves_those_who_come_later(checkpoint, prompts, alone):
+    engine = engine_of(checkpoint.model)
+    said = {i: [] for i in range(len(prompts))}
+    for step in range(NEW + 3 * len(prompts)):
+        if step % 3 == 0 and step // 3 < len(prompts):
+            engine.add(step // 3, prompts[step // 3], NEW)
+        for id, token, _ in engine.step().tokens:
+            said[id].append(token)
+    check_same(checkpoint.model, prompts, [*said.values()], alone)
+    assert engine.step().tokens == [] and engine.scheduler.blocks.in_use == 0
+
+
+def test_engine_serves_a_fork(checkpoint, prompts, alone):
+    """A continuation that shares every block says what its parent says, and copies what it writes into."""
+    engine = engine_of(checkpoint.model)
+    engine.add("a", prompts[0], NEW)
+    said = {"a": [], "b": []}
+    copies = 0
+    while engine.scheduler.requests:
+        step = engine.step()
+        copies += len(step.plan.copies)
+        for id, token, _ in step.tokens:
+            said[id].append(token)
+        if len(said["a"]) == 4 and not said["b"]:
+            engine.scheduler.fork("a", "b")
+            said["b"] = list(said["a"])
+    assert (copies, said["a"]) == (1, said["b"])
+    check_same(checkpoint.model, prompts[:1], [said["a"]], alone[:1])
+
+
+# -------------------------------------------------------------------------------------------------- when things fail
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_engine_undoes_a_step_that_fails(checkpoint, prompts, alone, error):
+    engine = engine_of(checkpoint.model, cache=True)
+    model, calls = engine.model, []
+
+    class Failing:
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def __call__(self, *arguments, **options):
+            calls.append(None)
+            logits = model(*arguments, **options)
+            if len(calls) == 7:
+                raise error  # the pool has been written, nobody was told
+            return logits
+
+    engine.model = Failing()
+    said = [[] for _ in prompts]
+    for i, prompt in enumerate(prompts):
+        engine.add(i, prompt, NEW)
+    while engine.scheduler.requests:
+        try:
+            for id, token, _ in engine.step().tokens:
+                said[id].append(token)
+        except type(error):
+            assert len(calls) == 7
+    assert len(calls) > NEW
+    check_same(model, prompts, said, alone)
+    assert engine.scheduler.blocks.in_use == 0
+
+
+def test_engine_goes_on_without_the_swap_file_when_the_disk_is_full(checkpoint, prompts, alone, monkeypatch, tmp_path):
+    engine = engine_of(checkpoint.model, 11, preemption=Preemption.SWAP, num_host_blocks=40)
+    engine.host_blocks = HostBlocks(engine.pool, 40, tmp_path / "swap")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.warns(UserWarning, match="whoever gives way is computed again from now on: .*No space left"):
+        check_same(checkpoint.model, prompts, answers(engine, prompts), alone)
+    assert engine.scheduler.preemption is Preemption.RECOMPUTE
+
+
+def test_engine_cancels_for_whoever_stops_listening(checkpoint, prompts, alone):
+    engine = engine_of(checkpoint.model)
+    stream = engine.generate(prompts, max_new_tokens=NEW)
+    for _ in range(12):
+        next(stream)
+    assert engine.scheduler.blocks.in_use > 0
+    stream.close()
+    assert engine.scheduler.blocks.in_use == 0 and not engine.scheduler.requests
+    check_same(checkpoint.model, prompts, answers(engine, prompts), alone)
+
+
+def test_engine_refuses_all_when_it_refuses_one(checkpoint, prompts):
+    engine = engine_of(checkpoint.model, 8)
+    with pytest.raises(RequestRefused, match="request 1: 100 prompt tokens and 30 new ones need 17 blocks"):
+        next(engine.generate([prompts[0], [5] * 100], max_new_tokens=NEW))
+    assert not engine.scheduler.requests
+    with pytest.raises(
+        RequestRefused, match="request 0: 1000 prompt tokens and 25 new ones are 1025; the model has 1024"
+    ):
+        next(engine.generate([[5] * 1000], max_new_tokens=25))
+    with pytest.raises(TypeError, match="prompts: expected lists of token ids"):
+        next(engine.generate("In the beginning"))
+    with pytest.raises(TypeError, match="prompts: expected lists of token ids"):
+        next(engine.generate([1, 2, 3]))
+    with pytest.raises(ValueError, match="prompt: expected one token or more, got none"):
+        next(engine.generate([[]]))
+    with pytest.raises(ValueError, match=r"prompt: expected tokens from 0 to 2047, got 2048"):
+        next(engine.generate([[2048]]))
+    with pytest.raises(ValueError, match="max_new_tokens: expected a positive integer, got 0"):
+        next(engine.generate(prompts, max_new_tokens=0))
+    assert list(engine.generate([])) == [] and not engine.scheduler.requests
+
+
+def test_engine_refuses_parts_that_do_not_fit(checkpoint):
+    model = checkpoint.model
+    pool = model.pool(16, 8)
+    with pytest.raises(ValueError, match="scheduler: expected the pool's block_size 8, got 16"):
+        Engine(model, pool, Scheduler(BlockAllocator(16), block_size=16))
+    with pytest.raises(ValueError, match="scheduler: hands out 17 blocks, and the pool has 16"):
+        Engine(model, pool, Scheduler(BlockAllocator(17), block_size=8))
+    with pytest.raises(TypeError, match="pool: expected dtype"):
+        Engine(model, load().model.pool(16, 8), Scheduler(BlockAllocator(16), block_size=8))
+    swapping = Scheduler(BlockAllocator(16), block_size=8, preemption=Preemption.SWAP, num_host_blocks=4)
+    with pytest.raises(ValueError, match="host_blocks: expected room for 4 blocks of this engine's pool"):
+        Engine(model, pool, swapping, host_blocks=HostBlocks(pool, 3))
+    with pytest.raises(ValueError, match="host_blocks: expected room for 4 blocks of this engine's pool"):
+        Engine(model, pool, swapping, host_blocks=HostBlocks(model.pool(16, 8), 4))
+    assert Engine(model, pool, swapping).host_blocks.num_blocks == 4
+
+
+def test_engine_shows_a_bar(checkpoint, prompts, capsys):
+    answers(engine_of(checkpoint.model), prompts[:2], new=5, progress=True)
+    assert "10/10" in capsys.readouterr().err
+    answers(engine_of(checkpoint.model), prompts[:2], new=5)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,310 @@
+"""The model over pages against mlx-lm's own over its dense cache: the same folder, the same logits, token by token."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+pytest.importorskip("mlx_lm", reason="mlx-lm, the peer, is not installed: pip install 'paged-core[models]'")
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from paged_core import PagedPool, PoolLayout, available_executors
+from paged_core.batch import Batch
+from paged_core.errors import CheckpointError
+from paged_core.models import Llama, load
+from paged_core.models.config import LlamaConfig
+from tests.cases import nan_pool
+from tests.model_cases import CONFIGS, LLAMA, VOCABULARY, logit_bound, mlx_lm_model, save_folder, work_for
+
+TOKENS = np.random.default_rng(5).integers(1, VOCABULARY, 40).tolist()
+PROMPT = 23  # of them; the rest come one by one
+BLOCK_SIZE = 4
+BLOCKS = [7, 2, 11, 5, 0, 9, 3, 10, 1, 8]  # scattered, for 40 tokens; blocks 4, 6 and 12 are nobody's
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+def dense_logits(model, tokens=TOKENS, prompt=PROMPT):
+    """mlx-lm's logits after the prompt and after each token that follows: float64 [40 - 23 + 1, vocab]."""
+    cache = make_prompt_cache(model)
+    rows = [model(mx.array([tokens[:prompt]]), cache=cache)[0, -1]]
+    rows += [model(mx.array([[token]]), cache=cache)[0, -1] for token in tokens[prompt:]]
+    return np.array(mx.stack(rows).astype(mx.float32), np.float64)
+
+
+def pool_of_nan(model, layout=PoolLayout.HND):
+    c = model.config
+    sizes = {"num_layers": c.num_layers, "num_kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
+    return nan_pool(**sizes, num_blocks=13, block_size=BLOCK_SIZE, dtype=model.dtype, layout=layout)
+
+
+def paged_logits(model, chunks=None, layout=PoolLayout.HND, executor="auto", tokens=TOKENS, prompt=PROMPT):
+    """The same from pages; the prompt whole, or in `chunks`. Every slot starts as NaN."""
+    pool, rows, first = pool_of_nan(model, layout), [], 0
+    for count in (*(chunks or [prompt]), *(1,) * (len(tokens) - prompt)):
+        work = work_for(tokens, BLOCKS, first, count, samples=first + count >= prompt)
+        logits = np.array(model(Batch.of([work], BLOCK_SIZE), pool, executor=executor))
+        rows += [*logits]
+        first += count
+    return np.array(rows, np.float64)
+
+
+def share_of_bound(got, expected, dtype, num_layers=3):
+    bounds = [logit_bound(row, dtype, num_layers, PROMPT + i) for i, row in enumerate(expected)]
+    return (np.abs(got - expected).max(axis=1) / bounds).max()
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def case(request, tmp_path_factory):
+    """(config, mlx-lm's model, ours), in float32, from one folder."""
+    config = CONFIGS[request.param]
+    theirs = mlx_lm_model(config)
+    folder = save_folder(tmp_path_factory.mktemp(request.param), config, theirs)
+    return config, theirs, load(folder).model
+
+
+def test_model_gives_mlx_lm_s_logits_token_by_token(case):
+    _, theirs, ours = case
+    assert share_of_bound(paged_logits(ours), dense_logits(theirs), mx.float32) <= 1
+
+
+def test_model_is_right_in_chunks(case):
+    _, theirs, ours = case
+    assert share_of_bound(paged_logits(ours, chunks=(5, 1, 10, 7)), dense_logits(theirs), mx.float32) <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "windows", "qwen2", "qwen3"])
+def test_model_gives_mlx_lm_s_logits_in_halves_too(name, dtype, tmp_path):
+    theirs = mlx_lm_model(CONFIGS[name], DTYPES[dtype])
+    ours = load(save_folder(tmp_path, CONFIGS[name], theirs)).model
+    assert ours.dtype == DTYPES[dtype]
+    assert share_of_bound(paged_logits(ours), dense_logits(theirs), DTYPES[dtype]) <= 1
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    theirs = mlx_lm_model(LLAMA)
+    return theirs, load(save_folder(tmp_path_factory.mktemp("llama"), LLAMA, theirs)).model
+
+
+@pytest.mark.parametrize("executor", available_executors())
+def test_model_runs_in_every_executor(llama, executor):
+    theirs, ours = llama
+    tokens = TOKENS[:14]  # the simulator takes its time
+    got = paged_logits(ours, executor=executor, tokens=tokens, prompt=11)
+    expected = dense_logits(theirs, tokens, prompt=11)
+    assert share_of_bound(got, expected, mx.float32) <= 1
+
+
+@pytest.mark.parametrize("layout", PoolLayout)
+def test_model_runs_in_every_layout(llama, layout):
+    theirs, ours = llama
+    assert share_of_bound(paged_logits(ours, layout=layout), dense_logits(theirs), mx.float32) <= 1
+
+
+def test_model_computes_a_batch_as_it_computes_each_alone(llama):
+    """A decode, a whole prompt and a chunk in one batch: three sequences in one pool, nobody sees anybody."""
+    theirs, ours = llama
+    pool = pool_of_nan(ours)
+    ours(Batch.of([work_for(TOKENS, [0, 5, 9], 0, 9)], BLOCK_SIZE), pool)  # the decode's past
+    batch = Batch.of(
+        [
+            work_for(TOKENS[3:], [1, 12], 0, 7),
+            work_for(TOKENS, [0, 5, 9], 9, 1),
+            work_for(TOKENS[20:], [6, 2, 4], 0, 10, samples=False),
+        ],
+        BLOCK_SIZE,
+    )
+    assert [work.num_tokens for work in batch.work] == [1, 7, 10]  # decodes first
+    assert batch.positions.tolist() == [9, *range(7), *range(10)]
+    assert batch.logits_of.tolist() == [0, 7]
+    # position 9 is offset 1 of block 9: slot 37; then blocks 1 and 12, then 6, 2 and half of 4
+    assert np.array(batch.slot_mapping).tolist() == [
+        37,
+        *range(4, 8),
+        *range(48, 51),
+        *range(24, 28),
+        *range(8, 12),
+        16,
+        17,
+    ]
+    decode, prompt = np.array(ours(batch, pool), np.float64)
+    assert share_of_bound(decode[None], dense_logits(theirs, TOKENS[:10], 10), mx.float32) <= 1
+    assert share_of_bound(prompt[None], dense_logits(theirs, TOKENS[3:10], 7), mx.float32) <= 1
+
+
+def moved_by_one(batch):
+    return batch._replace(positions=batch.positions + 1)
+
+
+def neighbouring_slot(batch):
+    return batch._replace(slot_mapping=batch.slot_mapping ^ 1)
+
+
+def another_s_block(batch):
+    tables = np.array(batch.parts[0].block_tables)
+    tables[0, 0] = 4  # nobody's: NaN
+    return batch._replace(parts=[batch.parts[0]._replace(block_tables=mx.array(tables))])
+
+
+@pytest.mark.parametrize("spoil", [moved_by_one, neighbouring_slot, another_s_block])
+def test_the_bound_would_notice(llama, spoil):
+    """Each mistake in the last decode alone is a hundred bounds away, or NaN."""
+    theirs, ours = llama
+    pool = pool_of_nan(ours)
+    ours(Batch.of([work_for(TOKENS, BLOCKS, 0, PROMPT)], BLOCK_SIZE), pool)
+    batch = Batch.of([work_for(TOKENS, BLOCKS, PROMPT, 1)], BLOCK_SIZE)
+    wrong = np.array(ours(spoil(batch), pool), np.float64)
+    expected = dense_logits(theirs, TOKENS[: PROMPT + 1])[-1:]
+    assert not share_of_bound(wrong, expected, mx.float32) < 100
+
+
+# ------------------------------------------------------------------------------------------------ what does not fit
+
+
+def weights_of(model):
+    return dict(tree_flatten(model.parameters()))
+
+
+def test_a_model_refuses_weights_that_do_not_fit(llama):
+    theirs, _ = llama
+    config, weights = LlamaConfig.from_dict(LLAMA), weights_of(theirs)
+    name = "model.layers.1.mlp.down_proj.weight"
+    with pytest.raises(CheckpointError, match=f"weights: expected '{name}' among them"):
+        Llama(config, {k: v for k, v in weights.items() if k != name})
+    with pytest.raises(CheckpointError, match=r"down_proj: expected shape \[64, 96\], got \[96, 64\]"):
+        Llama(config, weights | {name: weights[name].T})
+    with pytest.raises(CheckpointError, match=r"norm.weight: expected shape \[64\], got \[32\]"):
+        Llama(config, weights | {"model.norm.weight": mx.ones(32)})
+    with pytest.raises(CheckpointError, match=r"weights: 1 that a model of this kind does not have: model.vision"):
+        Llama(config, weights | {"model.vision": mx.zeros(3)})
+    with pytest.raises(CheckpointError, match="a bias for each or for none"):
+        Llama(config, weights | {"model.layers.0.self_attn.q_proj.bias": mx.zeros(64)})
+    with pytest.raises(CheckpointError, match="dtype: expected float32, float16 or bfloat16, got"):
+        Llama(config, weights, mx.int8)
+    Llama(config, weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros(8)})  # old ones carry it
+
+
+def test_a_model_refuses_another_model_s_pool(llama):
+    _, ours = llama
+    sizes = {"num_layers": 3, "num_blocks": 8, "num_kv_heads": 2, "block_size": 4, "head_dim": 16}
+    ours.check_pool(PagedPool(**sizes, dtype=mx.float32))
+    with pytest.raises(TypeError, match=r"pool: expected dtype .*float32, got .*float16"):
+        ours.check_pool(PagedPool(**sizes, dtype=mx.float16))
+    with pytest.raises(ValueError, match=r"pool: expected .* \(3, 2, 16\), got \(2, 2, 16\)"):
+        ours.check_pool(PagedPool(**sizes | {"num_layers": 2}, dtype=mx.float32))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "gpt2"}, "model_type: expected one of llama, mistral, qwen2, qwen3, got 'gpt2'"),
+        ({"model_type": None}, "model_type: expected one of"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected silu, got 'gelu'"),
+        ({"quantization": {"bits": 4}}, "quantized ones are not read"),
+        (
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope_scaling: expected default, .* got 'longrope'",
+        ),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: linear expects 'factor'"),
+    ],
+)
+def test_a_config_that_cannot_be_done_is_refused(llama, change, message):
+    with pytest.raises(CheckpointError, match=message):
+        Llama(LlamaConfig.from_dict(LLAMA | change), weights_of(llama[0]))
+
+
+def test_a_config_that_lacks_something_is_refused():
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "rms_norm_eps"):
+        with pytest.raises(CheckpointError, match=f"config.json: expected '{name}' in it"):
+            LlamaConfig.from_dict({key: value for key, value in LLAMA.items() if key != name})
+
+
+def test_sliding_windows_are_read_as_each_family_means_them():
+    def windows(**config):
+        return LlamaConfig.from_dict(LLAMA | {"num_hidden_layers": 3, "sliding_window": 8} | config).sliding_windows
+
+    assert windows() == (None, None, None)
+    assert windows(model_type="mistral") == (8, 8, 8)
+    assert windows(model_type="qwen2", use_sliding_window=False) == (None, None, None)
+    assert windows(model_type="qwen2", use_sliding_window=True, max_window_layers=2) == (None, None, 8)
+    assert windows(layer_types=["full_attention", "sliding_attention", "full_attention"]) == (None, 8, None)
+
+
+# ------------------------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_is_read_in_whatever_dtype_one_asks_for(tmp_path):
+    folder = save_folder(tmp_path, LLAMA, mlx_lm_model(LLAMA, mx.float16))
+    assert load(folder).model.dtype == mx.float16
+    assert load(str(folder), dtype=mx.float32).model.dtype == mx.float32
+    assert load(folder).model.stop_tokens == {0, 7}
+    assert load(folder).tokenizer.decode(load(folder).tokenizer.encode("abc").ids) == "abc"
+
+
+def test_a_folder_that_is_not_whole_is_refused(tmp_path):
+    folder = save_folder(tmp_path / "model", LLAMA, mlx_lm_model(LLAMA))
+    weights = sorted(folder.glob("*.safetensors"))
+    content = weights[1].read_bytes()
+    weights[1].write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: not readable as safetensors"):
+        load(folder)
+    weights[1].unlink()
+    with pytest.raises(CheckpointError, match=r"model: weights: expected '.*' among them"):
+        load(folder)
+    weights[0].unlink()
+    with pytest.raises(CheckpointError, match=r"expected a file \*.safetensors"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name, words", [("config.json", "configuration"), ("tokenizer.json", "tokenizer")])
+def test_a_folder_s_small_files_are_looked_at(tmp_path, name, words):
+    folder = save_folder(tmp_path, LLAMA, mlx_lm_model(LLAMA))
+    (folder / name).write_text("{ not json")
+    with pytest.raises(CheckpointError, match=f"{name}: not readable as"):
+        load(folder)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name}: expected .* here; there is no such file"):
+        load(folder)
+
+
+def test_a_name_that_is_nowhere_is_refused_with_what_to_do(monkeypatch):
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+        load("nowhere")
+
+    def no_network(name, **_):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
+    with pytest.raises(CheckpointError, match=r"some/model: no such folder .* give it: no route\. "):
+        load("some/model")
+
+
+def test_a_hub_s_name_is_downloaded_and_read(monkeypatch, tmp_path):
+    folder = save_folder(tmp_path, LLAMA, mlx_lm_model(LLAMA))
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or folder
+    )
+    assert load("some/model").folder == folder
+    assert asked == [("some/model", ["config.json", "*.safetensors", "tokenizer.json"])]
+
+
+def test_the_shipped_model_is_small_and_in_float16():
+    folder = load().folder
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8_000_000
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert sum(x.size for x in weights.values()) == 2_885_888
+    assert {x.dtype for x in weights.values()} == {mx.float16}
+
+
+def test_the_shipped_model_gives_mlx_lm_s_logits():
+    import mlx_lm
+
+    checkpoint = load(dtype=mx.float32)
+    theirs, _ = mlx_lm.load(str(checkpoint.folder))
+    theirs.set_dtype(mx.float32)
+    tokens = checkpoint.tokenizer.encode("In the beginning God created the heaven and the earth. And the earth was").ids
+    got = paged_logits(checkpoint.model, tokens=tokens, prompt=4)
+    expected = dense_logits(theirs, tokens, prompt=4)
+    assert share_of_bound(got, expected, mx.float32, num_layers=4) <= 1
