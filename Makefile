@@ -53,7 +53,7 @@ clean:
 $(ready): pyproject.toml tools/make_venv.sh tools/lab_settings.json
 	@PYTHON='$(strip $(PYTHON))' sh tools/make_venv.sh $(VENV)
 	@echo 'Installing into $(VENV); the first time takes a minute or two.'
-	@$(python) -m pip install -qq --editable '.[lab,test,lint]' || { \
+	@$(python) -m pip install -qq --editable '.[lab,models,test,lint]' || { \
 	    echo 'The installation failed, see above. It needs the network, and MLX needs a Mac with Apple silicon or' >&2; \
 	    echo 'Linux with glibc 2.35 or newer (Ubuntu 22.04, Debian 12).' >&2; exit 1; }
 	@mkdir -p $(VENV)/share/jupyter/lab/settings && \

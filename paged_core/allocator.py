@@ -58,6 +58,10 @@ class BlockAllocator:
         """References to `block`, 0 when it is free. InvalidBlock when there is no such block."""
         return self._ref_counts[self._existing(block)]
 
+    def is_shared(self, block: int) -> bool:
+        """Whether a write into `block` would be seen by somebody besides the one who holds it."""
+        return self.ref_count(block) > 1
+
     def allocate(self) -> int:
         """One block, with one reference. PoolExhausted when none is free."""
         return self.allocate_n(1)[0]

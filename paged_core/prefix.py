@@ -173,6 +173,11 @@ class PrefixCache:
         """References besides the cache's own; 0 when the block is free or cached. InvalidBlock when there is none."""
         return self.allocator.ref_count(block) - (block in self._entry_of)
 
+    def is_shared(self, block: int) -> bool:
+        """Whether a write into `block` would be seen by somebody besides the one who holds it: another user, or whoever
+        finds it later."""
+        return self.allocator.is_shared(block)  # the cache's own reference included
+
     # ------------------------------------------------------------------------------------- the allocator's own verbs
 
     def allocate(self) -> int:

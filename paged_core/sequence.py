@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -47,13 +47,7 @@ class PagedSeqState:
         short of blocks, and in either case nothing has changed. Only the new entries of the mirror are written.
         """
         target_len = integer("target_len", target_len, at_least=0)
-        held = len(self.blocks)
-        needed = -(-target_len // self.block_size)
-        if needed > self.max_blocks_per_seq:
-            raise SequenceTooLong(
-                f"{target_len} tokens need {needed} blocks of {self.block_size}; the block table has "
-                f"{self.max_blocks_per_seq} entries, enough for {self.max_blocks_per_seq * self.block_size} tokens"
-            )
+        held, needed = len(self.blocks), self._check_table(target_len)
         if needed <= held:
             return
         new_blocks = allocator.allocate_n(needed - held)
@@ -76,21 +70,51 @@ class PagedSeqState:
             raise InvalidBlock("nothing to fork: the sequence holds no tokens; it is new, or was released")
         allocator.share(self.blocks[:held])
         other = PagedSeqState(self.block_size, self.max_blocks_per_seq)
-        other.blocks, other.len = self.blocks[:held], self.len
-        other.block_table[:held] = mx.array(other.blocks, mx.int32)
-        mx.async_eval(other.block_table)
-        other.sync_context_len()
+        other.adopt(self.blocks[:held], self.len)
         return other
+
+    def adopt(self, blocks: Sequence[int], length: int) -> None:
+        """Begin with `length` tokens whose K and V lie in `blocks` already, as after a prefix hit. The caller's
+        references become this sequence's. ValueError when it holds blocks, or `length` tokens do not just fill these;
+        SequenceTooLong when the table is too short."""
+        length = integer("length", length, at_least=0)
+        needed = self._check_table(length)
+        if self.blocks:
+            raise ValueError(f"blocks: expected a sequence that holds none yet, this one holds {len(self.blocks)}")
+        if len(blocks) != needed:
+            raise ValueError(f"blocks: expected {needed} of {self.block_size} for {length} tokens, got {len(blocks)}")
+        self.blocks, self.len = list(blocks), length
+        self.block_table[:needed] = mx.array(self.blocks, mx.int32)
+        mx.async_eval(self.block_table)
+        self.sync_context_len()
+
+    def trim(self, allocator: BlockAllocator | PrefixCache, target_len: int) -> None:
+        """Forget every token past the first `target_len`, and give back the blocks that are then without tokens, those
+        held as mere room included. The last block kept may be somebody else's too: `unshare` before writing on.
+
+        ValueError when it holds fewer tokens; InvalidBlock, and nothing changed, when a block was freed already.
+        """
+        target_len = integer("target_len", target_len, at_least=0)
+        if target_len > self._checked_len():
+            raise ValueError(f"target_len: expected at most the {self.len} tokens held, got {target_len}")
+        kept = -(-target_len // self.block_size)
+        allocator.free(self.blocks[kept:])
+        self.block_table[kept : len(self.blocks)] = 0
+        mx.async_eval(self.block_table)
+        del self.blocks[kept:]
+        self.len = target_len
+        self.sync_context_len()
 
     def unshare(self, allocator: BlockAllocator | PrefixCache) -> list[tuple[int, int]]:
         """Copy on write: make the block that the next token goes into this sequence's own.
 
-        When somebody else holds it too, a fresh block takes its place. If it is partly filled, the answer is
-        [(shared block, fresh block)] for `PagedPool.copy_blocks`, to be copied before the write; else it is empty.
-        PoolExhausted, and nothing changed, when there is no block to copy to.
+        When somebody else holds it too, or may find it in a PrefixCache (it was full before a `trim`), a fresh block
+        takes its place. If it is partly filled, the answer is [(shared block, fresh block)] for
+        `PagedPool.copy_blocks`, to be copied before the write; else it is empty. PoolExhausted, and nothing changed,
+        when there is no block to copy to.
         """
         entry, offset = divmod(self._checked_len(), self.block_size)
-        if entry == len(self.blocks) or allocator.ref_count(self.blocks[entry]) < 2:
+        if entry == len(self.blocks) or not allocator.is_shared(self.blocks[entry]):
             return []
         shared, own = self.blocks[entry], allocator.allocate()
         allocator.free([shared])
@@ -106,6 +130,16 @@ class PagedSeqState:
         self.len = 0
         self.block_table[:] = 0
         self.context_lens[:] = 0
+
+    def _check_table(self, target_len: int) -> int:
+        """The blocks that `target_len` tokens need, once it is sure that the table has entries for them."""
+        needed = -(-target_len // self.block_size)
+        if needed > self.max_blocks_per_seq:
+            raise SequenceTooLong(
+                f"{target_len} tokens need {needed} blocks of {self.block_size}; the block table has "
+                f"{self.max_blocks_per_seq} entries, enough for {self.max_blocks_per_seq * self.block_size} tokens"
+            )
+        return needed
 
     def _checked_len(self) -> int:
         """`len`, which anybody may set, once it is sure that the blocks held have room for it."""

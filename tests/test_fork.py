@@ -159,6 +159,24 @@ def test_forks_in_a_cache_are_shared_with_those_who_ask_for_the_prompt():
     assert [cache.ref_count(block) for block in range(4)] == [3, 3, 1, 1]
 
 
+def test_a_findable_block_cut_back_is_copied_before_it_is_written():
+    """Block 1 was full, and is findable as the tokens 4 to 7. Its one user goes back to 6 tokens and writes others."""
+    pool = PagedPool(
+        num_layers=1, num_blocks=4, num_kv_heads=HEADS, block_size=BLOCK_SIZE, head_dim=HEAD_DIM, dtype=mx.float32
+    )
+    cache = PrefixCache(BlockAllocator(4), block_size=BLOCK_SIZE)
+    seq = PagedSeqState(BLOCK_SIZE, 8)
+    append(pool, cache, seq, list(range(8)))
+    cache.register(cache.chain(range(8)), seq.blocks)
+    seq.trim(cache, 6)
+    assert cache.is_shared(1) and not cache.is_shared(2) and cache.ref_count(1) == 1
+    assert append(pool, cache, seq, [70, 80]) == [(1, 2)] and tokens_of(pool, seq) == [0, 1, 2, 3, 4, 5, 70, 80]
+    assert (cache.in_use, cache.cached_count) == (2, 1)
+    other = PagedSeqState(BLOCK_SIZE, 8)
+    other.adopt(cache.match(cache.chain(range(9))), 8)
+    assert tokens_of(pool, other) == list(range(8))
+
+
 def test_nothing_to_fork():
     allocator = BlockAllocator(8)
     seq = sequence(allocator, 6)

@@ -199,6 +199,46 @@ def test_release_after_somebody_freed_a_block_is_refused_whole():
     assert state(seq, allocator) == before
 
 
+def test_trim_gives_back_what_holds_no_token_any_more():
+    """10 tokens and room for 14, in blocks of 4: 4 blocks. 5 tokens are left in two of them."""
+    seq, allocator = PagedSeqState(4, 6), BlockAllocator(8)
+    seq.ensure_capacity(allocator, 14)
+    seq.len = 10
+    seq.trim(allocator, 5)
+    assert (seq.blocks, seq.len, seq.block_table.tolist()) == ([0, 1], 5, mirror_of(seq))
+    assert (seq.context_lens.tolist(), allocator.in_use, allocator.allocate()) == ([5], 2, 3)  # 3: last listed
+    seq.trim(allocator, 5)
+    assert seq.blocks == [0, 1]
+    before = state(seq, allocator)
+    with pytest.raises(ValueError, match="target_len: expected at most the 5 tokens held, got 6"):
+        seq.trim(allocator, 6)
+    assert state(seq, allocator) == before
+    allocator.free([1])
+    before = state(seq, allocator)
+    with pytest.raises(InvalidBlock, match="block 1 is not live"):
+        seq.trim(allocator, 0)
+    assert state(seq, allocator) == before
+
+
+def test_a_sequence_begins_with_blocks_that_are_filled_already():
+    seq, allocator = PagedSeqState(4, 3), BlockAllocator(8)
+    blocks = allocator.allocate_n(4)[2:]
+    for given, length, error, message in (
+        (blocks, 9, ValueError, "blocks: expected 3 of 4 for 9 tokens, got 2"),
+        (blocks, 4, ValueError, "blocks: expected 1 of 4 for 4 tokens, got 2"),
+        (range(4), 16, SequenceTooLong, "16 tokens need 4 blocks of 4; the block table has 3 entries"),
+    ):
+        with pytest.raises(error, match=message):
+            seq.adopt(given, length)
+        assert (seq.blocks, seq.len) == ([], 0)
+    seq.adopt(blocks, 8)
+    assert (seq.blocks, seq.len, seq.block_table.tolist(), seq.context_lens.tolist()) == ([2, 3], 8, [2, 3, 0], [8])
+    with pytest.raises(ValueError, match="expected a sequence that holds none yet, this one holds 2"):
+        seq.adopt([], 0)
+    seq.release(allocator)
+    assert allocator.in_use == 2
+
+
 def test_shared_blocks_outlive_a_release():
     seq, allocator = PagedSeqState(2, 4), BlockAllocator(6)
     seq.ensure_capacity(allocator, 6)
