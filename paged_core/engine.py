@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,9 +31,14 @@ GREEDY = Sampling()
 class Model(Protocol):
     """What the engine asks of a model; see models.llama.Llama."""
 
-    vocab_size: int
-    max_positions: int  # tokens that a sequence may have
-    stop_tokens: frozenset[int]  # that end an answer
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...  # tokens that a sequence may have
+
+    @property
+    def stop_tokens(self) -> frozenset[int]: ...  # that end an answer
 
     def pool(self, num_blocks: int, block_size: int = 16) -> PagedPool: ...
 
@@ -45,7 +50,7 @@ class Model(Protocol):
 class Token(NamedTuple):
     """A token that a request was given, as soon as it is known."""
 
-    request_id: Hashable
+    request_id: Any  # as whoever asked named it
     token: int
     finished: bool  # it was the request's last
 
@@ -162,8 +167,7 @@ class Engine:
         """
         plan = self.scheduler.plan()
         try:
-            self._move(plan)
-            tokens = self._compute(plan)
+            tokens = self.carry_out(plan)
         except SwapError as error:
             self.scheduler.abandon(plan)
             self.scheduler.preemption = Preemption.RECOMPUTE
@@ -211,8 +215,14 @@ class Engine:
             for id in mine:
                 self.cancel(id)
 
+    def carry_out(self, plan: Plan) -> dict[Hashable, int]:
+        """A plan's moves and its work; the new token of each request that gets one, for `Scheduler.complete`. `step`
+        does this; it is here for whoever makes the plans, such as `serving.serve`."""
+        self._move(plan)
+        return self._compute(plan)
+
     def _move(self, plan: Plan) -> None:
-        """The plan's moves, in its order: first all that leaves, then what comes."""
+        """First all that leaves, then what comes."""
         if plan.swap_out or plan.swap_in:
             if self.host_blocks is None:
                 raise InvalidRequest("the scheduler swaps, and this engine was made when it did not")

@@ -1,13 +1,14 @@
-"""A server without a model: requests arrive, the real Scheduler decides, and a virtual clock says how long it took.
+"""A server under a virtual clock: requests arrive, the real Scheduler decides, and a StepCost says how long it took.
 
-Only integers, so the same requests give the same service on every machine.
+It needs no model, but a model may carry the plans out. Only integers, so the same requests give the same service on
+every machine.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -150,8 +151,18 @@ def percentile(values: Sequence[int], percent: int) -> int:
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 
-def serve(scheduler: Scheduler, arrivals: Iterable[Arrival], cost: StepCost, *, watch: Collection[int] = ()) -> Service:
-    """Let the requests come, in this order, and serve them to the end. Block tables are kept at steps in `watch`."""
+def serve(
+    scheduler: Scheduler,
+    arrivals: Iterable[Arrival],
+    cost: StepCost,
+    *,
+    watch: Collection[int] = (),
+    carry_out: Callable[[Plan], Mapping[Hashable, int]] | None = None,
+) -> Service:
+    """Let the requests come, in this order, and serve them to the end. Block tables are kept at steps in `watch`.
+
+    `carry_out` computes a plan and gives the new tokens, as `Engine.carry_out` does; without it every token is 0.
+    """
     service, coming, now = Service(scheduler.blocks.capacity), deque(arrivals), 0
     doing: dict[Hashable, tuple[str, int]] = {}  # and since when
     most_computed: dict[Hashable, int] = {}
@@ -198,10 +209,10 @@ def serve(scheduler: Scheduler, arrivals: Iterable[Arrival], cost: StepCost, *, 
         if not plan.work and not plan.preempted and scheduler.requests:
             raise RuntimeError(f"nobody can go on: {scheduler!r}")
         now = end
-        for request, _, _, samples in plan.work:
-            if samples:
-                service.served[request.id].token_us.append(now)
-        for request in scheduler.complete(plan, {work.request.id: 0 for work in plan.work if work.samples}):
+        tokens = carry_out(plan) if carry_out else {work.request.id: 0 for work in plan.work if work.samples}
+        for id in tokens:
+            service.served[id].token_us.append(now)
+        for request in scheduler.complete(plan, tokens):
             turn(request.id, None, now)
     return service
 

@@ -8,8 +8,6 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from paged_core.scheduler import Request, State, Work
-
 VOCABULARY = 96
 LLAMA = {
     "model_type": "llama",
@@ -74,21 +72,3 @@ def save_folder(folder, config, model):
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
-
-
-def logit_bound(logits, dtype, num_layers, position):
-    """How far two ways of computing the same logits in `dtype` may lie apart.
-
-    Each layer rounds about a dozen times on its way (two norms, seven products, the softmax, two sums), each time by a
-    unit roundoff u of what it has at hand, and products add up roundings of their own: 64 u a layer is generous. An
-    angle of rotation is a float32 that grows with the position, off by as many u of float32. tests/test_models_llama
-    shows that what is right lies far inside, and that what is wrong does not.
-    """
-    roundoff = {mx.float32: 2**-24, mx.float16: 2**-11, mx.bfloat16: 2**-8}[dtype]
-    return np.abs(logits).max() * num_layers * (64 * roundoff + 2 * position * 2**-24)
-
-
-def work_for(tokens, blocks, first, count, samples=True):
-    """`count` tokens from `first` on, of a sequence that lies in `blocks`."""
-    request = Request("r", list(tokens), len(tokens), 1, frozenset(), (0,), State.RUNNING, list(blocks))
-    return Work(request, first, count, samples)

@@ -20,8 +20,8 @@ from paged_core import (
 )
 from paged_core.batch import Batch
 from paged_core.models import load
+from paged_core.models.oracle import logit_bound, work_for
 from tests.cases import nan_pool
-from tests.model_cases import logit_bound, work_for
 
 BLOCK_SIZE = 8
 PROMPTS = [

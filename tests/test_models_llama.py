@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 
 pytest.importorskip("mlx_lm", reason="mlx-lm, the peer, is not installed: pip install 'paged-core[models]'")
+
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
 
 from paged_core import PagedPool, PoolLayout, available_executors
 from paged_core.batch import Batch
 from paged_core.errors import CheckpointError
-from paged_core.models import Llama, load
+from paged_core.models import Llama, load, oracle
 from paged_core.models.config import LlamaConfig
+from paged_core.models.oracle import work_for
 from tests.cases import nan_pool
-from tests.model_cases import CONFIGS, LLAMA, VOCABULARY, logit_bound, mlx_lm_model, save_folder, work_for
+from tests.model_cases import CONFIGS, LLAMA, VOCABULARY, mlx_lm_model, save_folder
 
 TOKENS = np.random.default_rng(5).integers(1, VOCABULARY, 40).tolist()
 PROMPT = 23  # of them; the rest come one by one
@@ -24,11 +25,7 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
 def dense_logits(model, tokens=TOKENS, prompt=PROMPT):
-    """mlx-lm's logits after the prompt and after each token that follows: float64 [40 - 23 + 1, vocab]."""
-    cache = make_prompt_cache(model)
-    rows = [model(mx.array([tokens[:prompt]]), cache=cache)[0, -1]]
-    rows += [model(mx.array([[token]]), cache=cache)[0, -1] for token in tokens[prompt:]]
-    return np.array(mx.stack(rows).astype(mx.float32), np.float64)
+    return oracle.mlx_lm_logits(model, tokens, prompt=prompt)
 
 
 def pool_of_nan(model, layout=PoolLayout.HND):
@@ -37,20 +34,13 @@ def pool_of_nan(model, layout=PoolLayout.HND):
     return nan_pool(**sizes, num_blocks=13, block_size=BLOCK_SIZE, dtype=model.dtype, layout=layout)
 
 
-def paged_logits(model, chunks=None, layout=PoolLayout.HND, executor="auto", tokens=TOKENS, prompt=PROMPT):
-    """The same from pages; the prompt whole, or in `chunks`. Every slot starts as NaN."""
-    pool, rows, first = pool_of_nan(model, layout), [], 0
-    for count in (*(chunks or [prompt]), *(1,) * (len(tokens) - prompt)):
-        work = work_for(tokens, BLOCKS, first, count, samples=first + count >= prompt)
-        logits = np.array(model(Batch.of([work], BLOCK_SIZE), pool, executor=executor))
-        rows += [*logits]
-        first += count
-    return np.array(rows, np.float64)
+def paged_logits(model, layout=PoolLayout.HND, tokens=TOKENS, prompt=PROMPT, **options):
+    """The same from pages. Every slot starts as NaN."""
+    return oracle.paged_logits(model, pool_of_nan(model, layout), BLOCKS, tokens, prompt=prompt, **options)
 
 
-def share_of_bound(got, expected, dtype, num_layers=3):
-    bounds = [logit_bound(row, dtype, num_layers, PROMPT + i) for i, row in enumerate(expected)]
-    return (np.abs(got - expected).max(axis=1) / bounds).max()
+def share_of_bound(got, expected, dtype, num_layers=3, first=PROMPT):
+    return oracle.share_of_bound(got, expected, dtype, num_layers=num_layers, first=first).max()
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

@@ -60,11 +60,12 @@ def test_the_wheel_has_every_source_file(installed):
     assert not missing
 
 
-def test_the_wheel_carries_the_kernels_byte_for_byte(installed):
-    kernels = sources("kernels")
-    assert kernels
-    for path in kernels:
-        copy = installed / "paged_core" / "_kernels" / Path(path).relative_to("kernels")
+@pytest.mark.parametrize("folder", ["kernels", "checkpoint"])
+def test_the_wheel_carries_the_folder_byte_for_byte(installed, folder):
+    paths = sources(folder)
+    assert paths
+    for path in paths:
+        copy = installed / "paged_core" / f"_{folder}" / Path(path).relative_to(folder)
         assert copy.read_bytes() == (ROOT / path).read_bytes()
 
 
@@ -85,6 +86,8 @@ def test_an_installed_package_runs_without_the_checkout(installed, tmp_path):
     done = run(sys.executable, "-m", "paged_core", "demo", "--fast", cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "Equal:" in done.stdout
+    command = [sys.executable, "-m", "paged_core", "generate", "In the beginning", "--max-new-tokens", "5"]
+    assert "5 tokens for 1 prompt" in run(*command, cwd=tmp_path, env=environment).stdout
 
 
 # ---- the import
@@ -115,6 +118,8 @@ def test_the_import_is_quick_and_draws_in_nothing_it_does_not_need():
             "hypothesis",
             "mlx_lm",
             "transformers",
+            "tokenizers",
+            "huggingface_hub",
         }
         assert "mlx" in modules.split()
         assert not heavy & set(modules.split())
