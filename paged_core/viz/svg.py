@@ -48,14 +48,20 @@ class Svg:
 
     def __str__(self) -> str:
         """The SVG document."""
-        defs = "".join(self._patterns.values())
-        return (
+        return "".join(self.pieces())
+
+    def pieces(self) -> list[str]:
+        """The document in its parts, one element each: what the frames of a player have in common is kept once."""
+        return [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{_n(self.width)}" height="{_n(self.height)}" '
             f'viewBox="0 0 {_n(self.width)} {_n(self.height)}" role="img" aria-label="{escape(repr(self))}" '
-            f'font-family="{FONT}"><title>{escape(self.title)}</title><desc>{escape(self.alt)}</desc>'
-            f"<style>{_STYLE}</style><defs>{defs}</defs>"
-            f'<rect width="100%" height="100%" class="f-paper"/>{"".join(self._body)}</svg>'
-        )
+            f'font-family="{FONT}"><title>{escape(self.title)}</title><desc>{escape(self.alt)}</desc>',
+            f"<style>{_STYLE}</style><defs>",
+            *self._patterns.values(),
+            '</defs><rect width="100%" height="100%" class="f-paper"/>',
+            *self._body,
+            "</svg>",
+        ]
 
     @property
     def html(self) -> str:
@@ -173,6 +179,17 @@ def _rules(theme: Theme) -> str:
     return "".join(f".f-{name}{{fill:{color}}}.s-{name}{{stroke:{color}}}" for name, color in theme._asdict().items())
 
 
+def _player_rules() -> str:
+    """The same for pictures that stand inside the page: light or dark as the place they stand in is, by CSS's own word."""
+    both = zip(Theme._fields, LIGHT, DARK, strict=True)
+    return "".join(
+        f".pc-player .{what[0]}-{name}{{{what}:{light};{what}:light-dark({light},{dark})}}"  # the first for old browsers
+        for name, light, dark in both
+        for what in ("fill", "stroke")
+    )
+
+
+PLAYER_STYLE = _player_rules()
 _STYLE = f":root{{color-scheme:light dark}}{_rules(LIGHT)}@media(prefers-color-scheme:dark){{{_rules(DARK)}}}"
 
 
