@@ -332,7 +332,17 @@ def test_the_address_worked_by_hand():
     said = words(lab.picture())
     for text in ("6 = 1 × 4 + 2", "table[1] = 5", "slot = 5 × 4 + 2 = 22", "slots of block 5", "logical block 1"):
         assert any(text in line for line in said), text
-    assert "K, head 0, HND: element 2,688 × 2 bytes = byte 5,376" in said
+    assert said[said.index("HND") + 1 :][:2] == ["element 2,688, byte 5,376", "one piece, 128 bytes"]
+    # The same token in the other layouts, by their axes: [block, token, head, dim]; [block, head, group, token, 8 dims];
+    # [block, K or V, head, token, dim].
+    nhd, split, interleaved = ((5 * 4 + 2) * 2) * 64, ((5 * 2) * 8 * 4 + 2) * 8, ((5 * 2 * 2) * 4 + 2) * 64
+    for layout, element, pieces in (
+        ("NHD", nhd, "one piece, 128 bytes"),
+        ("X_SPLIT", split, "8 pieces of 16 bytes"),
+        ("INTERLEAVED", interleaved, "one piece, 128 bytes"),
+    ):
+        assert said[said.index(layout) + 1 :][:2] == [f"element {element:,}, byte {2 * element:,}", pieces]
+        assert f"{layout} {2 * element:,}" in lab.picture().alt
     assert [text for text in said if text in ("20", "21", "22", "23")] == ["20", "21", "22", "23"]
 
 
