@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from paged_core.layouts import PoolLayout
 from paged_core.pool import PagedPool
 from paged_core.sequence import PagedSeqState
 from paged_core.viz.blocks import WIDTH, PoolSnapshot, draw_block, draw_gauge, draw_legend
+from paged_core.viz.player import Player
 from paged_core.viz.style import letter, sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg
 
@@ -100,6 +101,24 @@ def table_lens(
     )
     svg.height = draw_legend(svg, 12, y + 84, state) + 10
     return svg
+
+
+def film(
+    state: PoolSnapshot, seqs: Sequence[PagedSeqState], index: int, pool: PagedPool, *, title: str, start: int = 0,
+    tokens: Sequence[int] | None = None, **lens: Any,
+) -> Player:  # fmt: skip
+    """The lens on one token after the other: all of the sequence, or `tokens`; it begins with the token `start`. `lens`
+    is `table_lens`'s head and which."""
+    tokens = range(seqs[index].len) if tokens is None else tokens
+    frames = []
+    for token in tokens:
+        at = locate(seqs[index], pool, token, **lens)
+        caption = (
+            f"Token {token} is offset {at.offset} of logical block {at.logical_block}; the table says block {at.block}; "
+            f"that makes slot {at.slot}, and, as this pool lies, byte {at.byte:,}."
+        )
+        frames.append((caption, table_lens(state, seqs, index, pool, token, **lens)))
+    return Player(frames, title=title, start=list(tokens).index(start))
 
 
 def mirrors(
