@@ -1,1 +1,1 @@
-"""Side by side with peers, in one process: `python -m benchmarks attention` or `scheduler`."""
+"""Side by side with peers, in one process: `python -m benchmarks attention`, `scheduler` or `viz`."""

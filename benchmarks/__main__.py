@@ -6,7 +6,7 @@ import argparse
 import os
 from importlib import import_module
 
-NAMES = ("attention", "scheduler")
+NAMES = ("attention", "scheduler", "viz")
 
 
 def main() -> None:

@@ -333,8 +333,8 @@ def test_the_address_worked_by_hand():
     for text in ("6 = 1 × 4 + 2", "table[1] = 5", "slot = 5 × 4 + 2 = 22", "slots of block 5", "logical block 1"):
         assert any(text in line for line in said), text
     assert said[said.index("HND") + 1 :][:2] == ["element 2,688, byte 5,376", "one piece, 128 bytes"]
-    # The same token in the other layouts, by their axes: [block, token, head, dim]; [block, head, group, token, 8 dims];
-    # [block, K or V, head, token, dim].
+    # The same token in the other layouts, by their axes: [block, token, head, dim]; [block, head, group,
+    # token, 8 dims]; [block, K or V, head, token, dim].
     nhd, split, interleaved = ((5 * 4 + 2) * 2) * 64, ((5 * 2) * 8 * 4 + 2) * 8, ((5 * 2 * 2) * 4 + 2) * 64
     for layout, element, pieces in (
         ("NHD", nhd, "one piece, 128 bytes"),

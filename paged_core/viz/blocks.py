@@ -9,7 +9,7 @@ from itertools import groupby
 
 from paged_core.allocator import BlockAllocator
 from paged_core.sequence import PagedSeqState
-from paged_core.viz.style import SequenceStyle, letter, sequence_style
+from paged_core.viz.style import CACHED_COLOR, SequenceStyle, letter, sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
 
 WIDTH = 900  # px: a notebook's column
@@ -37,6 +37,15 @@ class PoolSnapshot:
     def holders(self, block: int) -> list[int]:
         """The numbers of the sequences that list this block."""
         return self._holders[block]
+
+    @cached_property
+    def any_overlisted(self) -> bool:
+        return any(map(self.overlisted, range(self.capacity)))
+
+    @cached_property
+    def any_held_elsewhere(self) -> bool:
+        """Whether some block is in use and no sequence lists it."""
+        return any(count and not holders for count, holders in zip(self.ref_counts, self._holders, strict=True))
 
     @cached_property
     def _holders(self) -> list[list[int]]:
@@ -131,15 +140,15 @@ def grid_height(pool: PoolSnapshot) -> float:
 
 def draw_grid(
     svg: Svg, x: float, y: float, pool: PoolSnapshot, *, chosen: int | Collection[int] | None = None,
-    draw: Callable[..., None] | None = None,
+    draw: Callable[..., None] | None = None, cached: Collection[int] = (),
 ) -> None:  # fmt: skip
     """The blocks in rows, 600 px wide; each with the letters of its holders, its id, and its references if several.
-    `draw` takes the place of `draw_block`. A pool of more than 700 is drawn in runs, see `_draw_runs`.
+    `draw` takes the place of `draw_block`. A pool of more than 700 is drawn in runs, the `cached` ones grey.
     """
     columns, width, height = _grid(pool)
     bold = () if chosen is None else (chosen,) if isinstance(chosen, int) else chosen
     if pool.capacity > _LARGE:
-        _draw_runs(svg, x, y, pool, bold)
+        _draw_runs(svg, x, y, pool, bold, cached)
         return
     for block in range(pool.capacity):
         row, column = divmod(block, columns)
@@ -183,19 +192,18 @@ def draw_gauge(svg: Svg, x: float, y: float, width: float, pool: PoolSnapshot, *
 
 def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: bool = False) -> float:
     """Whoever appears in one of these pools, and what the other looks mean; returns where it ends, in px."""
-    blocks = [(pool, block) for pool in pools for block in range(pool.capacity)]
     indices = sorted({i for pool in pools for i, held in enumerate(pool.held) if held})
     entries: list[tuple[SequenceStyle | str, str]] = [
         (sequence_style(i), f"sequence {letter(i)}" if len(indices) < 5 else letter(i)) for i in indices
     ]
-    if any(pool.ref_counts[b] and not pool.holders(b) for pool, b in blocks):
+    if any(pool.any_held_elsewhere for pool in pools):
         entries.append(("empty", "held elsewhere"))
     entries.append(("free", "free"))
     start, x = x, svg.legend(x, y, entries)
     notes = []
-    if any(pool.ref_counts[b] > 1 for pool, b in blocks):
+    if any(max(pool.ref_counts, default=0) > 1 for pool in pools):
         notes.append("split cell: shared")
-    if any(pool.overlisted(b) for pool, b in blocks):
+    if any(pool.any_overlisted for pool in pools):
         notes.append("red edge: listed by more than it has references")
     if changed:
         notes.append("bold edge: changed here")
@@ -227,29 +235,37 @@ def draw_block(svg: Svg, x, y, width, height, pool: PoolSnapshot, block: int, *,
         svg.text(x + 3, y + height - 3, block, size=11, color="#000000", halo="#FFFFFF")
 
 
-def _draw_runs(svg: Svg, x: float, y: float, pool: PoolSnapshot, bold: Collection[int]) -> None:
+def _draw_runs(
+    svg: Svg, x: float, y: float, pool: PoolSnapshot, bold: Collection[int], cached: Collection[int]
+) -> None:  # fmt: skip
     """Neighbours in a row that look alike as one box: thousands of blocks at the price of hundreds."""
     columns, pitch, _ = _grid(pool)
     rows = -(-pool.capacity // columns)
 
-    def look(block: int) -> tuple[list[int], bool, bool, bool]:
-        return pool.holders(block), pool.ref_counts[block] > 0, pool.overlisted(block), block in bold
+    def look(block: int) -> tuple[list[int], bool, bool]:
+        kept = [-2] if block in cached else [-1] if pool.ref_counts[block] else []
+        return pool.holders(block) or kept, pool.overlisted(block), block in bold
 
+    marked = []
     for row in range(rows):
-        first = row * columns
-        for (holders, held, overlisted, chosen), run in groupby(range(first, min(first + columns, pool.capacity)), look):
+        first, top = row * columns, y + row * pitch
+        boxes: dict[int, list[tuple[float, float, float, float]]] = {}  # by sequence; -1: held elsewhere; -2: cached
+        for (holders, overlisted, chosen), run in groupby(range(first, min(first + columns, pool.capacity)), look):
             blocks = list(run)
-            at, top, width = x + (blocks[0] - first) * pitch, y + row * pitch, len(blocks) * pitch
+            at, width = x + (blocks[0] - first) * pitch, len(blocks) * pitch
             part = pitch / max(len(holders), 1)  # who shares a block shares its height
-            for i, style in enumerate(map(sequence_style, holders)):
-                svg.rect(
-                    at, top + i * part, width, part, fill=style.color, pattern=style.pattern,
-                    pattern_color=style.on_color, stroke="none", radius=0,
-                )  # fmt: skip
-            if held and not holders:
-                svg.rect(at, top, width, pitch, fill="faint", stroke="none", radius=0)
+            for i, holder in enumerate(holders):
+                boxes.setdefault(holder, []).append((at, top + i * part, width, part))
             if overlisted or chosen:
-                svg.rect(at, top, width, pitch, stroke="danger" if overlisted else "ink", stroke_width=2, radius=0)
+                marked.append((at, top, width, "danger" if overlisted else "ink"))
+        for holder, its in sorted(boxes.items()):
+            if holder < 0:
+                svg.boxes(its, fill="muted" if holder == -1 else CACHED_COLOR)
+            else:
+                style = sequence_style(holder)
+                svg.boxes(its, fill=style.color, pattern=style.pattern, pattern_color=style.on_color)
+    for at, top, width, color in marked:
+        svg.rect(at, top, width, pitch, stroke=color, stroke_width=2, radius=0)
     svg.rect(x, y, columns * pitch, rows * pitch, stroke="muted", radius=0)
     svg.text(x, y + rows * pitch + 16, f"a row is {columns} blocks", size=SMALL, color="muted")
 

@@ -12,7 +12,7 @@ const ICONS = {
   last: "M11 2h2v12h-2zM2 2v12l8-6z",
 };
 const CSS = `
-.pc-player { max-width: 100%; padding: 4px; border-radius: 6px; font: 15px/1.4 system-ui, sans-serif; color: inherit; }
+.pc-player { max-width: 100%; box-sizing: border-box; padding: 8px; border-radius: 6px; font: 15px/1.4 system-ui, sans-serif; color: inherit; }
 .pc-player-controls { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; }
 .pc-player button { display: inline-grid; place-items: center; width: 36px; height: 32px; padding: 0;
   border: 1px solid currentColor; border-radius: 4px; background: transparent; color: inherit; cursor: pointer; }
@@ -24,7 +24,7 @@ const CSS = `
 .pc-player-caption { min-height: 2.8em; max-width: 900px; margin: 6px 2px; }
 .pc-player-picture { width: 100%; }
 .pc-player-picture svg { display: block; max-width: 100%; height: auto; }
-.pc-player:focus-visible, .pc-player :focus-visible { outline: 3px solid #2f8fd0; outline-offset: 2px; }
+.pc-player:focus-visible, .pc-player :focus-visible { outline: 3px solid #2f8fd0; outline-offset: -3px; }
 `;
 
 function render({ model, el }) {
@@ -167,6 +167,7 @@ function dress(made, icon, words) {
 // several times; each call takes the first that has not come alive yet.
 function comeAlive(still, film, frame) {
   const place = document.querySelector(`.${still}`);
+  if (!place) return;
   const state = { film, frame };
   const model = {
     get: (name) => state[name],

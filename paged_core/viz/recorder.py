@@ -1,8 +1,8 @@
 """What happens to a pool, moment by moment: a recorder to put in an allocator's place, and the film it gives.
 
-    pool = Recorder(BlockAllocator(8), seqs)  # `seqs`, whoever holds blocks: sequences, or lists of ids
-    ...                                       # `pool` goes wherever the allocator went
-    pool.player(title="...")
+pool = Recorder(BlockAllocator(8), seqs)  # `seqs`, whoever holds blocks: sequences, or lists of ids
+...                                       # `pool` goes wherever the allocator went
+pool.player(title="...")
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Recorder:
     holders keeps the moment open; `say` ends it.) A refusal is a moment too, and is raised as ever.
     """
 
-    def __init__(self, allocator: BlockAllocator | PrefixCache, holders: Sequence[Holder] | Mapping[Any, Holder]) -> None:
+    def __init__(
+        self, allocator: BlockAllocator | PrefixCache, holders: Sequence[Holder] | Mapping[Any, Holder]
+    ) -> None:  # fmt: skip
         self.allocator, self.holders = allocator, holders
         state = self._look()
         self.moments = [Moment(f"{_blocks_in_use(state)}: this is the beginning.", state)]
@@ -154,7 +156,7 @@ def what_changed(before: CacheSnapshot, after: CacheSnapshot, evicted: Collectio
 
 
 def _took(name: str, blocks: Sequence[int], before: CacheSnapshot, evicted: Collection[int]) -> list[str]:
-    found = [block for block in blocks if block in before.cached and block not in evicted]
+    found = [block for block in blocks if before.keeps(block) and block not in evicted]
     shared = [block for block in blocks if before.pool.ref_counts[block]]
     fresh = [block for block in blocks if block not in found and block not in shared]
     with_whom = sorted({letter(i) for block in shared for i in before.pool.holders(block)})
@@ -172,7 +174,7 @@ def _gave_back(name: str, blocks: Sequence[int], after: CacheSnapshot) -> list[s
     if not blocks:
         return []
     held = [block for block in blocks if after.pool.ref_counts[block]]
-    kept = [block for block in blocks if block in after.cached]
+    kept = [block for block in blocks if after.keeps(block)]
     words = f"{name} gives back {_blocks(blocks)}"
     if held:
         words += f"; {_ids(held)} {_stay(held)}, for others hold {_it(held)}"
@@ -188,7 +190,7 @@ def moment_picture(moments: Sequence[Moment], index: int, *, title: str) -> Svg:
     state = moments[index].state
     pool, states = state.pool, [moment.state for moment in moments]
     was = states[max(index - 1, 0)]
-    changed = [block for block in range(pool.capacity) if look_of(was, block) != look_of(state, block)]
+    changed = {block for block in range(pool.capacity) if look_of(was, block) != look_of(state, block)}
     caching = any(each.findable for each in states)
     alt = f"Moment {index + 1} of {len(moments)}. {moments[index].words} {state if caching else pool}"
     most_free = max(len(each.pool.free) for each in states)
@@ -203,7 +205,7 @@ def moment_picture(moments: Sequence[Moment], index: int, *, title: str) -> Svg:
         else:
             draw_block(svg, x, y, width, height, pool, block, chosen=chosen)
 
-    draw_grid(svg, 12, TITLE_HEIGHT, pool, chosen=changed, draw=draw)
+    draw_grid(svg, 12, TITLE_HEIGHT, pool, chosen=changed, draw=draw, cached=frozenset(state.cached))
     draw_free_list(svg, 660, TITLE_HEIGHT, pool, most=_STACK)
     draw_gauge(svg, 12, grid_bottom + 14, 595, pool, cached=len(state.cached))
     if caching:
@@ -255,7 +257,7 @@ def _draw_history(svg: Svg, x: float, y: float, states: Sequence[CacheSnapshot],
 
 
 def _plain_look(state: CacheSnapshot, block: int) -> tuple[list[int], bool, bool]:
-    return state.pool.holders(block), block in state.cached, state.pool.ref_counts[block] > 0
+    return state.pool.holders(block), state.keeps(block), state.pool.ref_counts[block] > 0
 
 
 def _blocks_in_use(state: CacheSnapshot) -> str:
@@ -263,7 +265,7 @@ def _blocks_in_use(state: CacheSnapshot) -> str:
     return f"{in_use or 'None'} of {capacity} blocks {'is' if in_use == 1 else 'are'} in use"
 
 
-def _ids(blocks: Collection[int], most: int = 12) -> str:
+def _ids(blocks: Collection[int], most: int = 8) -> str:
     listed = [str(block) for block in blocks]
     if len(listed) > most:
         return f"{', '.join(listed[:most])} and {len(listed) - most} more"

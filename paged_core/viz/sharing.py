@@ -22,6 +22,10 @@ class CacheSnapshot(NamedTuple):
     findable: frozenset[int]
     cached: tuple[int, ...]  # the next to be evicted first
 
+    def keeps(self, block: int) -> bool:
+        """Whether this block is cached: findable, and nobody uses it."""
+        return block in self.findable and self.pool.ref_counts[block] == 0
+
     def __str__(self) -> str:
         """In words, for alternative text."""
         held = [f"{letter(i)} holds {_listed(blocks)}" for i, blocks in enumerate(self.pool.held) if blocks]
@@ -188,11 +192,11 @@ def prompt_costs(milliseconds: Mapping[str, Mapping[int, float]], *, title: str)
 
 
 def look_of(state: CacheSnapshot, block: int) -> tuple[object, ...]:
-    return state.pool.holders(block), state.pool.ref_counts[block], block in state.cached, block in state.findable
+    return state.pool.holders(block), state.pool.ref_counts[block], state.keeps(block), block in state.findable
 
 
 def draw_cache_block(svg: Svg, x, y, width, height, state: CacheSnapshot, block: int, *, chosen: bool) -> None:
-    if block in state.cached:
+    if state.keeps(block):
         svg.cell(x, y, width, height, "cached", block, chosen=chosen, size=15)
     else:
         draw_block(svg, x, y, width, height, state.pool, block, chosen=chosen)

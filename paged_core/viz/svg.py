@@ -132,6 +132,16 @@ class Svg:
         path = "".join(f"M{'L'.join(f'{_n(x)},{_n(y)}' for x, y in points)}" for points in segments)
         self._body.append(f'<path d="{path}" {_paint("none", color)[1:]} stroke-width="{_n(width)}"/>')
 
+    def boxes(
+        self, boxes: Sequence[tuple[float, float, float, float]], *, fill: str, pattern: str = "plain",
+        pattern_color: str = "ink",
+    ) -> None:  # fmt: skip
+        """Many boxes (x, y, width, height) of one look without outlines, as one element or two."""
+        path = "".join(f"M{_n(x)},{_n(y)}h{_n(w)}v{_n(h)}h{_n(-w)}z" for x, y, w, h in boxes)
+        self._body.append(f'<path d="{path}"{_paint(fill)}/>')
+        if pattern != "plain":
+            self._body.append(f'<path d="{path}"{_paint(self._pattern(pattern, pattern_color))}/>')
+
     def cell(
         self, x: float, y: float, width: float, height: float, look: SequenceStyle | str, label: object = "", *,
         chosen: bool = False, size: float = SIZE,
@@ -194,10 +204,10 @@ def _rules(theme: Theme) -> str:
 
 
 def _player_rules() -> str:
-    """The same for pictures that stand inside the page: light or dark as the place they stand in is, by CSS's own word."""
+    """The same for pictures inside a page, which are light or dark as the place is that they stand in."""
     both = zip(Theme._fields, LIGHT, DARK, strict=True)
     return "".join(
-        f".pc-player .{what[0]}-{name}{{{what}:{light};{what}:light-dark({light},{dark})}}"  # the first for old browsers
+        f".pc-player .{what[0]}-{name}{{{what}:{light};{what}:light-dark({light},{dark})}}"  # old browsers: the first
         for name, light, dark in both
         for what in ("fill", "stroke")
     )

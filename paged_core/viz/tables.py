@@ -1,4 +1,4 @@
-"""A block table as a lens: position -> logical block -> physical block -> slot -> byte in each layout, for one token."""
+"""A block table as a lens, for one token: position -> logical block -> block -> slot -> byte in each layout."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ class TokenAddress(NamedTuple):
 
 
 def locate(
-    seq: PagedSeqState, pool: PagedPool, token: int, *, head: int = 0, which: str = "k", layout: PoolLayout | None = None
-) -> TokenAddress:
+    seq: PagedSeqState, pool: PagedPool, token: int, *, head: int = 0, which: str = "k",
+    layout: PoolLayout | None = None,
+) -> TokenAddress:  # fmt: skip
     """Follow the token at position `token` to its byte in this layer's K ("k") or V ("v") array, as the pool lies or
     as it would lie in `layout`.
 
@@ -114,8 +115,8 @@ def film(
     for token in tokens:
         at = locate(seqs[index], pool, token, **lens)
         caption = (
-            f"Token {token} is offset {at.offset} of logical block {at.logical_block}; the table says block {at.block}; "
-            f"that makes slot {at.slot}, and, as this pool lies, byte {at.byte:,}."
+            f"Token {token} is offset {at.offset} of logical block {at.logical_block}; the table says block "
+            f"{at.block}: slot {at.slot}, and, as this pool lies, byte {at.byte:,}."
         )
         frames.append((caption, table_lens(state, seqs, index, pool, token, **lens)))
     return Player(frames, title=title, start=list(tokens).index(start))
@@ -125,17 +126,19 @@ def mirrors(
     seqs: Sequence[PagedSeqState], *, title: str = "Block tables: the host's truth and the device's copy"
 ) -> Svg:
     """For each sequence its `blocks` and `len`, and below them what the device mirrors hold; a difference is red."""
-    most = min(24, max((seq.max_blocks_per_seq for seq in seqs), default=1))
-    width = min(56.0, (_RIGHT - _LEFT - 156) / most)
+    longest = max((seq.max_blocks_per_seq for seq in seqs), default=1)
+    most = longest if longest <= 24 else 10  # of a long table the entries where something happens
+    width = min(56.0, (_RIGHT - _LEFT - (130 if longest <= 24 else 192)) / most)
     height = 96
     stale = [letter(i) for i, seq in enumerate(seqs) if not _in_step(seq)]
     rows = [
-        f"{letter(i)}: host {seq.blocks}, len {seq.len}; device {_device(seq)}, context_lens {seq.context_lens.item()}."
+        f"{letter(i)}: host {_some(seq.blocks)}, len {seq.len}; device {_some(_device(seq))}, "
+        f"context_lens {seq.context_lens.item()}."
         for i, seq in enumerate(seqs)
     ]
     alt = " ".join(rows) + (f" Out of step: {', '.join(stale)}." if stale else " All in step.")
     svg = Svg(WIDTH, TITLE_HEIGHT + 20 + height * len(seqs) + 10, title=title, alt=alt)
-    lens_x = _LEFT + most * width + 24 + 26 * any(seq.max_blocks_per_seq > most for seq in seqs)
+    lens_x = _LEFT + most * width + 24 + 26 * (longest > most)
     svg.text(_LEFT - 12, TITLE_HEIGHT + 17, "entry", size=12, color="muted", anchor="end")
     svg.text(lens_x, TITLE_HEIGHT + 17, "tokens", size=12, color="muted")
     for i, seq in enumerate(seqs):
@@ -328,6 +331,10 @@ def _of_interest(seq: PagedSeqState) -> int:
     padded = seq.blocks + [0] * (seq.max_blocks_per_seq - len(seq.blocks))
     differ = (entry for entry, (told, truth) in enumerate(zip(_device(seq), padded, strict=True)) if told != truth)
     return next(differ, len(seq.blocks))
+
+
+def _some(entries: Sequence[int]) -> str:
+    return str(list(entries)) if len(entries) <= 24 else f"[{', '.join(map(str, entries[:10]))}, ...]"
 
 
 def _window(count: int, most: int, around: int) -> range:
