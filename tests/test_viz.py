@@ -28,6 +28,7 @@ from paged_core.viz import (
     sequence_style,
     snapshot,
     table_lens,
+    tables,
 )
 from paged_core.viz.free_lists import cost_per_block, fragmentation, longest_run
 from paged_core.viz.style import COLORS, DARK, LIGHT, PATTERNS, contrast, letter, luminance
@@ -323,6 +324,21 @@ def test_the_byte_is_where_the_number_lies(layout, which):
         memory = np.array(lab.pool.k(0) if which == "k" else lab.pool.v(0)).tobytes()
         (number,) = np.frombuffer(memory, np.float32, 1, at.byte)
         assert number == (k + (which == "v"))[0, head, 0].item()
+
+
+def test_a_film_follows_one_token_after_the_other():
+    lab = PoolLab()
+    film = tables.film(snapshot(lab.allocator, lab.seqs), lab.seqs, 0, lab.pool, title="The ten tokens of A", start=6)
+    assert len(film.frames) == lab.seqs[0].len == 10 and film.start == 6
+    for token, (caption, picture) in enumerate(film.frames):
+        at = locate(lab.seqs[0], lab.pool, token)
+        assert caption.startswith(f"Token {token} is offset {at.offset} of logical block {at.logical_block}; ")
+        assert f"block {at.block}: slot {at.slot}, and, as this pool lies, byte {at.byte:,}." in caption
+        assert picture.title == f"Where is token {token} of sequence A?"
+    some = tables.film(
+        snapshot(lab.allocator, lab.seqs), lab.seqs, 1, lab.pool, title="Some of B", start=12, tokens=[3, 12], which="v"
+    )
+    assert some.start == 1 and "V of head 0" in words(some.frames[1][1])
 
 
 def test_the_address_worked_by_hand():

@@ -82,7 +82,9 @@ class Recorder:
         self._cut()
         pictures = [moment_picture(self.moments, i, title=title) for i in range(len(self.moments))]
         captions = [moment.words for moment in self.moments]
-        return Player(list(zip(captions, pictures, strict=True)), title=title, start=range(len(captions))[start])
+        return Player(
+            list(zip(captions, pictures, strict=True)), title=title, start=start % len(captions) if start < 0 else start
+        )
 
     def _recorded(self, verb: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(*args: Any, **kwargs: Any) -> Any:
