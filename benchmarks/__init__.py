@@ -1,1 +1,1 @@
-"""Side by side with peers, in one process: `python -m benchmarks attention`, `mlx_lm` or `scheduler`."""
+"""Side by side with peers, in one process: `python -m benchmarks NAME`, a file of this folder each."""

@@ -6,7 +6,7 @@ import argparse
 import os
 from importlib import import_module
 
-NAMES = ("attention", "engine", "mlx_lm", "scheduler")
+NAMES = ("attention", "engine", "mlx_lm", "scheduler", "viz")
 
 
 def main() -> None:

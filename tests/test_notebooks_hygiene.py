@@ -63,7 +63,8 @@ def test_it_is_short_enough_to_read_and_light_enough_to_load(path, notebook):
     lines = sum(bool(line.strip()) for cell in code_cells(notebook) for line in cell.source.splitlines())
     assert words <= 2000
     assert lines <= 150
-    assert path.stat().st_size <= 300_000
+    plays = any("comeAlive(" in text for text in texts(notebook))  # a film is many pictures
+    assert path.stat().st_size <= (600_000 if plays else 300_000)
 
 
 def test_it_opens_with_its_title_and_ends_with_exercises(notebook):

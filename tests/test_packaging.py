@@ -56,7 +56,7 @@ def test_the_wheel_installs_one_package_and_nothing_beside_it(installed):
 
 
 def test_the_wheel_has_every_source_file(installed):
-    missing = {path for path in sources("paged_core", ".py") if not (installed / path).is_file()}
+    missing = {path for path in sources("paged_core", ".py", ".js") if not (installed / path).is_file()}
     assert not missing
 
 

@@ -28,6 +28,7 @@ from paged_core.viz import (
     sequence_style,
     snapshot,
     table_lens,
+    tables,
 )
 from paged_core.viz.free_lists import cost_per_block, fragmentation, longest_run
 from paged_core.viz.style import COLORS, DARK, LIGHT, PATTERNS, contrast, letter, luminance
@@ -325,6 +326,21 @@ def test_the_byte_is_where_the_number_lies(layout, which):
         assert number == (k + (which == "v"))[0, head, 0].item()
 
 
+def test_a_film_follows_one_token_after_the_other():
+    lab = PoolLab()
+    film = tables.film(snapshot(lab.allocator, lab.seqs), lab.seqs, 0, lab.pool, title="The ten tokens of A", start=6)
+    assert len(film.frames) == lab.seqs[0].len == 10 and film.start == 6
+    for token, (caption, picture) in enumerate(film.frames):
+        at = locate(lab.seqs[0], lab.pool, token)
+        assert caption.startswith(f"Token {token} is offset {at.offset} of logical block {at.logical_block}; ")
+        assert f"block {at.block}: slot {at.slot}, and, as this pool lies, byte {at.byte:,}." in caption
+        assert picture.title == f"Where is token {token} of sequence A?"
+    some = tables.film(
+        snapshot(lab.allocator, lab.seqs), lab.seqs, 1, lab.pool, title="Some of B", start=12, tokens=[3, 12], which="v"
+    )
+    assert some.start == 1 and "V of head 0" in words(some.frames[1][1])
+
+
 def test_the_address_worked_by_hand():
     lab = PoolLab()
     assert lab.seqs[0].blocks == [0, 5, 7]
@@ -332,7 +348,17 @@ def test_the_address_worked_by_hand():
     said = words(lab.picture())
     for text in ("6 = 1 × 4 + 2", "table[1] = 5", "slot = 5 × 4 + 2 = 22", "slots of block 5", "logical block 1"):
         assert any(text in line for line in said), text
-    assert "K, head 0, HND: element 2,688 × 2 bytes = byte 5,376" in said
+    assert said[said.index("HND") + 1 :][:2] == ["element 2,688, byte 5,376", "one piece, 128 bytes"]
+    # The same token in the other layouts, by their axes: [block, token, head, dim]; [block, head, group,
+    # token, 8 dims]; [block, K or V, head, token, dim].
+    nhd, split, interleaved = ((5 * 4 + 2) * 2) * 64, ((5 * 2) * 8 * 4 + 2) * 8, ((5 * 2 * 2) * 4 + 2) * 64
+    for layout, element, pieces in (
+        ("NHD", nhd, "one piece, 128 bytes"),
+        ("X_SPLIT", split, "8 pieces of 16 bytes"),
+        ("INTERLEAVED", interleaved, "one piece, 128 bytes"),
+    ):
+        assert said[said.index(layout) + 1 :][:2] == [f"element {element:,}, byte {2 * element:,}", pieces]
+        assert f"{layout} {2 * element:,}" in lab.picture().alt
     assert [text for text in said if text in ("20", "21", "22", "23")] == ["20", "21", "22", "23"]
 
 

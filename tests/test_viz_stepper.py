@@ -2,7 +2,6 @@
 
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 from paged_core import PoolLayout, trace
@@ -121,14 +120,12 @@ def test_a_listing_counts_every_line(ten):
         stepper.listing(ten, "no such line", "simd_sum")
 
 
-def test_the_slider_draws_the_pictures(ten):
-    widget = stepper.Stepper(ten, step=7)
-    assert widget.picture.value == stepper.step_picture(ten, 7).html
-    widget.step.value = 10  # people count from 1
-    assert widget.picture.value == stepper.step_picture(ten, 9).html
-    assert [number for _, number in widget.simdgroup.options] == [0, 1, 2]
-    widget.simdgroup.value = 2
-    assert widget.picture.value == stepper.step_picture(ten, 0, simdgroup=2).html
-    bundle = widget._repr_mimebundle_()
-    assert bundle["text/plain"] == repr(widget) and "text/html" in bundle
-    assert np.isin("application/vnd.jupyter.widget-view+json", list(bundle))
+def test_the_film_is_every_access_of_a_simdgroup(ten):
+    film = stepper.film(ten, simdgroup=1, start=7, title="Simdgroup 1")
+    accesses = ten.accesses(0, 1)
+    assert len(film.frames) == len(accesses) and film.start == 7
+    for number, ((caption, picture), access) in enumerate(zip(film.frames, accesses, strict=True), 1):
+        assert ten.sentence(access, 0) in caption and caption == picture.alt
+        assert picture.title.startswith(f"Simdgroup 1, access {number} of {len(accesses)}: ")
+        assert ten.sentence(access, 0) not in "".join(words(picture)[1:])  # the caption says it
+    assert len(film.html) < 250_000

@@ -8,7 +8,7 @@ from paged_core.serving import Arrival, StepCost, serve
 from paged_core.viz import timeline as tl
 from paged_core.viz.style import sequence_style
 from tests.test_serving import four_blocks
-from tests.test_viz import assert_well_drawn, fills, words
+from tests.test_viz import SVG, assert_well_drawn, fills, parse, words
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,27 @@ def test_every_doing_of_the_small_example_is_drawn_and_told():
     swapped = tl.timeline(four_blocks(Preemption.SWAP, 4), "ABC", 6, title="By hand", step_is_unit=True)
     assert_well_drawn(swapped)
     assert {"C: block 0", "B: block 1", "gave way: blocks on the host"} <= set(words(swapped))
+
+
+def test_a_film_has_its_cursor_at_each_step_and_its_words_outside():
+    recompute = four_blocks(Preemption.RECOMPUTE)
+    film = tl.film(recompute, "ABC", range(2, 9), start=4, title="By hand", step_is_unit=True)
+    assert len(film.frames) == 7 and film.start == 2 and film.title == "By hand"
+    for step, (caption, picture) in zip(range(2, 9), film.frames, strict=True):
+        assert caption == tl.what_happens(recompute, step, "ABC", step_is_unit=True)
+        assert caption in picture.alt and not any(said.startswith("Step ") for said in words(picture))
+        assert_well_drawn(picture)
+    with pytest.raises(ValueError, match="1 is not in"):
+        tl.film(recompute, "ABC", range(2, 9), start=1, title="By hand")
+
+
+def test_a_crowded_pool_is_a_bar_to_scale(crowd):
+    picture = tl.timeline(crowd, [30, 31], 60, title="Two of many")
+    tables = crowd.steps[60].tables
+    others = sum(len(blocks) for id, blocks in tables.items() if id not in (30, 31))
+    bar = [box for box in parse(picture).iter(f"{SVG}rect") if box.get("height") == "32"]
+    (free,) = [float(box.get("width")) for box in bar if box.get("stroke-dasharray")]
+    assert float(bar[-1].get("width")) == pytest.approx(free * others / 40, abs=1)
 
 
 @pytest.mark.parametrize("step", [0, 30, 150])

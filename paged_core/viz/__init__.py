@@ -2,9 +2,11 @@
 
 style     one colour and one mark per sequence, the same in every figure
 svg       drawn figures, legible in light and dark, in a trusted notebook or a fresh clone
+player    a film of drawn frames that steps without a kernel, too
 figure    measured figures: matplotlib as PNG with alternative text
 blocks    the pool: who holds which block, the free list as the stack it is, the watermark
 tables    block tables: a token followed to its byte, the host's truth against the device's copy
+recorder  put in an allocator's place, it keeps a film of what happens to the blocks
 explorer  a pool to play with
 layouts   memory as it lies: which number a pool keeps where, and the cache lines an access touches
 errors    how far an answer lies from the oracle
@@ -15,12 +17,14 @@ timeline  a service over time: who waits, computes, gives way; and what a policy
 from paged_core.viz.blocks import PoolSnapshot, filmstrip, pool_map, snapshot
 from paged_core.viz.explorer import PoolLab, explore
 from paged_core.viz.figure import Chart, chart
+from paged_core.viz.player import Player
 from paged_core.viz.style import SequenceStyle, sequence_style
 from paged_core.viz.svg import Svg
 from paged_core.viz.tables import TokenAddress, locate, mirrors, table_lens
 
 __all__ = [
     "Chart",
+    "Player",
     "PoolLab",
     "PoolSnapshot",
     "SequenceStyle",

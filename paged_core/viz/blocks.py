@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 
 from paged_core.allocator import BlockAllocator
 from paged_core.sequence import PagedSeqState
-from paged_core.viz.style import SequenceStyle, letter, sequence_style
+from paged_core.viz.style import CACHED_COLOR, SequenceStyle, letter, sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
 
 WIDTH = 900  # px: a notebook's column
 _GRID_WIDTH = 600
+_LARGE = 700  # blocks: a pool beyond this is drawn in runs of 6 px a block, without ids
 
 
-class PoolSnapshot(NamedTuple):
+@dataclass(frozen=True)
+class PoolSnapshot:
     """What an allocator and the holders of its blocks said at one moment."""
 
     ref_counts: tuple[int, ...]  # one a block
@@ -32,7 +36,25 @@ class PoolSnapshot(NamedTuple):
 
     def holders(self, block: int) -> list[int]:
         """The numbers of the sequences that list this block."""
-        return [i for i, blocks in enumerate(self.held) if block in blocks]
+        return self._holders[block]
+
+    @cached_property
+    def any_overlisted(self) -> bool:
+        return any(map(self.overlisted, range(self.capacity)))
+
+    @cached_property
+    def any_held_elsewhere(self) -> bool:
+        """Whether some block is in use and no sequence lists it."""
+        return any(count and not holders for count, holders in zip(self.ref_counts, self._holders, strict=True))
+
+    @cached_property
+    def _holders(self) -> list[list[int]]:
+        holders: list[list[int]] = [[] for _ in self.ref_counts]
+        for i, blocks in enumerate(self.held):
+            for block in dict.fromkeys(blocks):  # who lists a block twice is one holder
+                if 0 <= block < self.capacity:
+                    holders[block].append(i)
+        return holders
 
     def overlisted(self, block: int) -> bool:
         """Whether more sequences list this block than it has references: one of them reads what is not its own."""
@@ -62,7 +84,9 @@ def snapshot(allocator: BlockAllocator, sequences: Sequence[PagedSeqState | Sequ
     )
 
 
-def pool_map(pool: PoolSnapshot, *, title: str = "The pool, block by block", chosen: int | None = None) -> Svg:
+def pool_map(
+    pool: PoolSnapshot, *, title: str = "The pool, block by block", chosen: int | Collection[int] | None = None
+) -> Svg:
     """One cell per physical block, the free list as the stack it is, and the watermark. `chosen` is drawn bold."""
     grid_bottom = TITLE_HEIGHT + grid_height(pool)
     bottom = max(grid_bottom + 68, TITLE_HEIGHT + _stack_height(pool))
@@ -111,16 +135,25 @@ def filmstrip(frames: Sequence[tuple[str, PoolSnapshot]], *, title: str) -> Svg:
 
 def grid_height(pool: PoolSnapshot) -> float:
     columns, _, cell_height = _grid(pool)
-    return -(-pool.capacity // columns) * cell_height
+    return -(-pool.capacity // columns) * cell_height + 20 * (pool.capacity > _LARGE)
 
 
-def draw_grid(svg: Svg, x: float, y: float, pool: PoolSnapshot, *, chosen: int | None = None) -> None:
-    """The blocks in rows, 600 px wide; each with the letters of its holders, its id, and its references if several."""
+def draw_grid(
+    svg: Svg, x: float, y: float, pool: PoolSnapshot, *, chosen: int | Collection[int] | None = None,
+    draw: Callable[..., None] | None = None, cached: Collection[int] = (),
+) -> None:  # fmt: skip
+    """The blocks in rows, 600 px wide; each with the letters of its holders, its id, and its references if several.
+    `draw` takes the place of `draw_block`. A pool of more than 700 is drawn in runs, the `cached` ones grey.
+    """
     columns, width, height = _grid(pool)
+    bold = () if chosen is None else (chosen,) if isinstance(chosen, int) else chosen
+    if pool.capacity > _LARGE:
+        _draw_runs(svg, x, y, pool, bold, cached)
+        return
     for block in range(pool.capacity):
         row, column = divmod(block, columns)
         at = x + column * width, y + row * height
-        draw_block(svg, *at, width - 5, height - 5, pool, block, chosen=block == chosen)
+        (draw or draw_block)(svg, *at, width - 5, height - 5, pool, block, chosen=block in bold)
 
 
 def draw_free_list(svg: Svg, x: float, y: float, pool: PoolSnapshot, most: int = 6) -> None:
@@ -140,14 +173,17 @@ def draw_free_list(svg: Svg, x: float, y: float, pool: PoolSnapshot, most: int =
         svg.text(x, y + 24 + most * 26 + 16, f"... and {len(top_first) - most} below", size=SMALL, color="muted")
 
 
-def draw_gauge(svg: Svg, x: float, y: float, width: float, pool: PoolSnapshot) -> None:
-    """Blocks in use of all there are, and the peak: the watermark that never falls."""
-    unit = width / max(pool.capacity, 1)
+def draw_gauge(svg: Svg, x: float, y: float, width: float, pool: PoolSnapshot, *, cached: int = 0) -> None:
+    """Blocks in use of all there are, and the peak: the watermark that never falls. `cached` of them are in nobody's
+    use, but kept."""
+    unit, in_use = width / max(pool.capacity, 1), pool.in_use - cached
     svg.rect(x, y, width, 18, fill="none", stroke="muted")
-    svg.rect(x, y, pool.in_use * unit, 18, fill="muted", stroke="none")
+    svg.rect(x, y, in_use * unit, 18, fill="muted", stroke="none")
+    if cached:
+        svg.cell(x + in_use * unit, y, cached * unit, 18, "cached")
     peak = x + pool.peak_in_use * unit
     svg.line([(peak, y - 5), (peak, y + 24)], width=3)
-    words = f"in use {pool.in_use} of {pool.capacity} blocks"
+    words = f"in use {in_use} of {pool.capacity} blocks" + (f", {cached} cached" if cached else "")
     svg.text(x, y + 42, words, size=15, weight="bold")
     anchor = "end" if peak > x + width / 2 else "start"
     peak = max(peak, x + text_width(words, 15) + 24) if anchor == "start" else peak
@@ -156,19 +192,18 @@ def draw_gauge(svg: Svg, x: float, y: float, width: float, pool: PoolSnapshot) -
 
 def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: bool = False) -> float:
     """Whoever appears in one of these pools, and what the other looks mean; returns where it ends, in px."""
-    blocks = [(pool, block) for pool in pools for block in range(pool.capacity)]
     indices = sorted({i for pool in pools for i, held in enumerate(pool.held) if held})
     entries: list[tuple[SequenceStyle | str, str]] = [
         (sequence_style(i), f"sequence {letter(i)}" if len(indices) < 5 else letter(i)) for i in indices
     ]
-    if any(pool.ref_counts[b] and not pool.holders(b) for pool, b in blocks):
+    if any(pool.any_held_elsewhere for pool in pools):
         entries.append(("empty", "held elsewhere"))
     entries.append(("free", "free"))
     start, x = x, svg.legend(x, y, entries)
     notes = []
-    if any(pool.ref_counts[b] > 1 for pool, b in blocks):
+    if any(max(pool.ref_counts, default=0) > 1 for pool in pools):
         notes.append("split cell: shared")
-    if any(pool.overlisted(b) for pool, b in blocks):
+    if any(pool.any_overlisted for pool in pools):
         notes.append("red edge: listed by more than it has references")
     if changed:
         notes.append("bold edge: changed here")
@@ -200,8 +235,45 @@ def draw_block(svg: Svg, x, y, width, height, pool: PoolSnapshot, block: int, *,
         svg.text(x + 3, y + height - 3, block, size=11, color="#000000", halo="#FFFFFF")
 
 
+def _draw_runs(
+    svg: Svg, x: float, y: float, pool: PoolSnapshot, bold: Collection[int], cached: Collection[int]
+) -> None:  # fmt: skip
+    """Neighbours in a row that look alike as one box: thousands of blocks at the price of hundreds."""
+    columns, pitch, _ = _grid(pool)
+    rows = -(-pool.capacity // columns)
+
+    def look(block: int) -> tuple[list[int], bool, bool]:
+        kept = [-2] if block in cached else [-1] if pool.ref_counts[block] else []
+        return pool.holders(block) or kept, pool.overlisted(block), block in bold
+
+    marked = []
+    for row in range(rows):
+        first, top = row * columns, y + row * pitch
+        boxes: dict[int, list[tuple[float, float, float, float]]] = {}  # by sequence; -1: held elsewhere; -2: cached
+        for (holders, overlisted, chosen), run in groupby(range(first, min(first + columns, pool.capacity)), look):
+            blocks = list(run)
+            at, width = x + (blocks[0] - first) * pitch, len(blocks) * pitch
+            part = pitch / max(len(holders), 1)  # who shares a block shares its height
+            for i, holder in enumerate(holders):
+                boxes.setdefault(holder, []).append((at, top + i * part, width, part))
+            if overlisted or chosen:
+                marked.append((at, top, width, "danger" if overlisted else "ink"))
+        for holder, its in sorted(boxes.items()):
+            if holder < 0:
+                svg.boxes(its, fill="muted" if holder == -1 else CACHED_COLOR)
+            else:
+                style = sequence_style(holder)
+                svg.boxes(its, fill=style.color, pattern=style.pattern, pattern_color=style.on_color)
+    for at, top, width, color in marked:
+        svg.rect(at, top, width, pitch, stroke=color, stroke_width=2, radius=0)
+    svg.rect(x, y, columns * pitch, rows * pitch, stroke="muted", radius=0)
+    svg.text(x, y + rows * pitch + 16, f"a row is {columns} blocks", size=SMALL, color="muted")
+
+
 def _grid(pool: PoolSnapshot) -> tuple[int, float, float]:
     """Columns, and the pitch of a cell in px."""
+    if pool.capacity > _LARGE:
+        return 100, 6, 6
     columns = 8 if pool.capacity <= 40 else 16 if pool.capacity <= 128 else 40
     width = _GRID_WIDTH / columns
     return columns, width, max(18.0, min(48.0, width))

@@ -27,7 +27,8 @@ RC = {  # paper and ink are the light theme's in both themes: a PNG cannot know 
     "font.size": 13, "axes.labelsize": 14, "axes.titlesize": 14, "legend.fontsize": 12, "figure.titlesize": 17,
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#D9D9D9", "grid.linewidth": 0.8,
-    "lines.linewidth": 2.5, "lines.markersize": 8, "hatch.linewidth": 0.8, "legend.frameon": False,
+    "lines.linewidth": 2.5, "lines.markersize": 8, "hatch.linewidth": 0.8,
+    "legend.edgecolor": "none", "legend.framealpha": 0.9,  # else the grid strikes its words out
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from paged_core.viz.blocks import PoolSnapshot
 from paged_core.viz.figure import Chart, chart
 from paged_core.viz.style import LIGHT, sequence_style
 
+FREE, IN_USE = 0.93, 0.36  # greys: the orange of sequence A is 0.64 to whoever sees no colours
+
 
 def longest_run(blocks: Collection[int]) -> int:
     """The most of these block ids that follow each other: the largest piece a contiguous allocator could give."""
@@ -23,8 +25,8 @@ def fragmentation(pool: PoolSnapshot, free: Sequence[int], longest: Sequence[int
     and how many of them lay side by side. Sequence A of the snapshot is picked out in its colour.
     """
     columns = 64
-    cells = np.full(-(-pool.capacity // columns) * columns, 0.93)
-    cells[: pool.capacity] = [0.93 if count == 0 else 0.55 for count in pool.ref_counts]
+    cells = np.full(-(-pool.capacity // columns) * columns, FREE)
+    cells[: pool.capacity] = [FREE if count == 0 else IN_USE for count in pool.ref_counts]
     image = np.repeat(cells.reshape(-1, columns, 1), 3, axis=2)
     style = sequence_style(0)
     color = [int(style.color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -39,7 +41,7 @@ def fragmentation(pool: PoolSnapshot, free: Sequence[int], longest: Sequence[int
         left.imshow(image, interpolation="nearest", aspect="equal")
         left.set(xticks=[0, 16, 32, 48, 63], xlabel=f"block id mod {columns}", ylabel=f"block id // {columns}")
         left.grid(False)
-        left.set_title("grey: in use, light: free, orange: A", fontsize=12)
+        left.set_title("dark: in use, light: free, orange: A", fontsize=12)
         right.plot(free, color=LIGHT.muted, linewidth=1, label="free: what pages can hand out")
         right.plot(longest, color=style.color, linewidth=1.6, label="longest run: what a contiguous allocator can")
         steady = max(free[len(free) // 4 :], default=0)  # at first the whole pool is free: off the chart

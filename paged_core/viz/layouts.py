@@ -210,7 +210,7 @@ def line_map(
                 cx, cy = x + column * square, y + row * square
                 if part < 1:
                     svg.rect(cx, cy, square, height * square, fill=TOUCHED, stroke="none", radius=0)
-                used = part * square if part < 1 else width * square
+                used = max(part * square, 3) if part < 1 else width * square  # a sliver, too, has to be seen
                 svg.rect(cx, cy, used, height * square, fill=USED, stroke="none", radius=0)
         _grid_lines(svg, x, y, columns, rows, square)
     return svg

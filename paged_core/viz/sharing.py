@@ -22,6 +22,10 @@ class CacheSnapshot(NamedTuple):
     findable: frozenset[int]
     cached: tuple[int, ...]  # the next to be evicted first
 
+    def keeps(self, block: int) -> bool:
+        """Whether this block is cached: findable, and nobody uses it."""
+        return block in self.findable and self.pool.ref_counts[block] == 0
+
     def __str__(self) -> str:
         """In words, for alternative text."""
         held = [f"{letter(i)} holds {_listed(blocks)}" for i, blocks in enumerate(self.pool.held) if blocks]
@@ -67,12 +71,12 @@ def cache_strip(frames: Sequence[tuple[str, CacheSnapshot]], *, title: str) -> S
         y = top + i * row
         svg.text(12, y + 23, words, size=SMALL + 1)
         for block in range(capacity):
-            changed = before is not None and _look(before, block) != _look(state, block)
-            _draw_block(svg, left + block * cell, y, cell - 4, row - 14, state, block, chosen=changed)
+            changed = before is not None and look_of(before, block) != look_of(state, block)
+            draw_cache_block(svg, left + block * cell, y, cell - 4, row - 14, state, block, chosen=changed)
         for x, blocks in ((free_x, state.pool.free[::-1]), (cached_x, state.cached)):
             svg.text(x, y + 23, _beginning(blocks), mono=True, size=14)
         before = state
-    svg.height = _legend(svg, 12, top + row * len(frames) + 8, [state for _, state in frames]) + 12
+    svg.height = draw_cache_legend(svg, 12, top + row * len(frames) + 8, [state for _, state in frames]) + 12
     return svg
 
 
@@ -187,12 +191,12 @@ def prompt_costs(milliseconds: Mapping[str, Mapping[int, float]], *, title: str)
     return picture
 
 
-def _look(state: CacheSnapshot, block: int) -> tuple[object, ...]:
-    return state.pool.holders(block), state.pool.ref_counts[block], block in state.cached, block in state.findable
+def look_of(state: CacheSnapshot, block: int) -> tuple[object, ...]:
+    return state.pool.holders(block), state.pool.ref_counts[block], state.keeps(block), block in state.findable
 
 
-def _draw_block(svg: Svg, x, y, width, height, state: CacheSnapshot, block: int, *, chosen: bool) -> None:
-    if block in state.cached:
+def draw_cache_block(svg: Svg, x, y, width, height, state: CacheSnapshot, block: int, *, chosen: bool) -> None:
+    if state.keeps(block):
         svg.cell(x, y, width, height, "cached", block, chosen=chosen, size=15)
     else:
         draw_block(svg, x, y, width, height, state.pool, block, chosen=chosen)
@@ -200,7 +204,7 @@ def _draw_block(svg: Svg, x, y, width, height, state: CacheSnapshot, block: int,
         svg.line([(x, y + height + 6), (x + width, y + height + 6)], width=4)
 
 
-def _legend(svg: Svg, x: float, y: float, states: Sequence[CacheSnapshot]) -> float:
+def draw_cache_legend(svg: Svg, x: float, y: float, states: Sequence[CacheSnapshot]) -> float:
     users = sorted({i for state in states for i, held in enumerate(state.pool.held) if held})
     entries: list[tuple[SequenceStyle | str, str]] = [(sequence_style(i), f"used by {letter(i)}") for i in users]
     x = svg.legend(x, y, [*entries, ("cached", "cached: kept, nobody uses it"), ("free", "free")])

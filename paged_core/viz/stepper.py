@@ -1,6 +1,6 @@
 """A decode, lane by lane, as the simulator saw it: which load touches what, from which line of the kernel.
 
-`Scene` takes a case and its trace apart; the pictures are pure functions of it, and `stepper` puts a slider on them.
+`Scene` takes a case and its trace apart; the pictures are pure functions of it, and `film` makes a player of them.
 Nothing here knows what the kernel does: it says what the trace says.
 """
 
@@ -17,6 +17,7 @@ from paged_core.cases import PagedCase
 from paged_core.executors.source import files
 from paged_core.executors.trace import Trace
 from paged_core.viz.layouts import LINE_BYTES
+from paged_core.viz.player import Player
 from paged_core.viz.style import sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg
 
@@ -58,6 +59,7 @@ class Scene:
 
     def __init__(self, case: PagedCase, trace: Trace, sources: Mapping[str, str] | None = None) -> None:
         self.case, self.trace, self.sources = case, trace, sources or files()
+        self._accesses: dict[tuple[int, int, bool], list[Access]] = {}
         launch = trace.launches[0]
         self.grid, self.num_simdgroups, self.num_lanes = launch.grid, launch.simdgroups, launch.lanes
         self.num_threadgroups = int(np.prod(launch.grid))
@@ -77,6 +79,12 @@ class Scene:
         The trace has every lane by itself. The n-th time that lanes come to the same line for the same buffer is one
         instruction to all of them.
         """
+        key = threadgroup, simdgroup, constants
+        if key not in self._accesses:
+            self._accesses[key] = self._grouped(*key)
+        return self._accesses[key]
+
+    def _grouped(self, threadgroup: int, simdgroup: int, constants: bool) -> list[Access]:
         records, lines = self.trace.records, self.trace.lines
         mine = (records["launch"] == 0) & (records["threadgroup"] == threadgroup) & (records["simdgroup"] == simdgroup)
         if not constants:
@@ -154,9 +162,18 @@ class Scene:
         return f"{access.buffer}[{first}]"
 
 
-def step_picture(scene: Scene, step: int, *, threadgroup: int = 0, simdgroup: int = 0) -> Svg:
-    """Access number `step` of a simdgroup: the kernel's line, the lanes and the cache lines they touch, and the pages,
-    where the slots loaded so far are filled and the one of this step is outlined.
+def film(scene: Scene, *, threadgroup: int = 0, simdgroup: int = 0, start: int = 0, title: str) -> Player:
+    """Every access of a simdgroup, one after the other; it begins with number `start`."""
+    frames = []
+    for step in range(len(scene.accesses(threadgroup, simdgroup))):
+        picture = step_picture(scene, step, threadgroup=threadgroup, simdgroup=simdgroup, words=False)
+        frames.append((picture.alt, picture))
+    return Player(frames, title=title, start=start)
+
+
+def step_picture(scene: Scene, step: int, *, threadgroup: int = 0, simdgroup: int = 0, words: bool = True) -> Svg:
+    """Access number `step` of a simdgroup: the kernel's line, what it is in `words`, the lanes and the cache lines they
+    touch, and the pages, where the slots loaded so far are filled and the one of this step is outlined.
     """
     steps = scene.accesses(threadgroup, simdgroup)
     if not 0 <= step < len(steps):
@@ -164,14 +181,16 @@ def step_picture(scene: Scene, step: int, *, threadgroup: int = 0, simdgroup: in
     access = steps[step]
     verb = "writes" if access.is_write else "reads"
     title = f"Simdgroup {simdgroup}, access {step + 1} of {len(steps)}: {verb} {access.buffer}"
-    words = scene.sentence(access, threadgroup)
-    picture = Svg(1010, 590, title=title, alt=f"{_lanes(access.lanes)} {verb[:-1]} {words}; {_lines_used(access)}.")
+    said = f"{_lanes(access.lanes)} {verb[:-1]} {scene.sentence(access, threadgroup)}"
+    picture = Svg(1010, 590 if words else 540, title=title, alt=f"{said}; {_lines_used(access)}.")
     _draw_source(picture, scene.sources, access.line, 14, TITLE_HEIGHT)
-    y = TITLE_HEIGHT + 142
-    picture.text(14, y, f"{_lanes(access.lanes)} {verb[:-1]} {words}", weight="bold")
-    picture.text(14, y + 24, _lines_used(access), color="muted")
-    _draw_lanes(picture, access, scene.num_lanes, 14, y + 40)
-    _draw_pages(picture, scene, steps[: step + 1], 14, y + 252)
+    y = TITLE_HEIGHT + 132
+    if words:
+        picture.text(14, y + 10, said, weight="bold")
+        picture.text(14, y + 34, _lines_used(access), color="muted")
+        y += 50
+    _draw_lanes(picture, access, scene.num_lanes, 14, y)
+    _draw_pages(picture, scene, steps[: step + 1], 14, y + 212)
     return picture
 
 
@@ -227,6 +246,7 @@ def _draw_lanes(picture: Svg, access: Access, num_lanes: int, x: float, y: float
                 at + each / 2, below + height + 18, words, size=SMALL, anchor="middle", color="muted", mono=True
             )
     picture.text(left - 12, below + 19, "memory", anchor="end")
+    strokes = []
     place = {line: start + i * (each + gap) for i, line in enumerate(lines.tolist())}
     for lane, element in zip(access.lanes.tolist(), access.elements.tolist(), strict=True):
         line, cell = divmod(element, per_line)
@@ -234,7 +254,8 @@ def _draw_lanes(picture: Svg, access: Access, num_lanes: int, x: float, y: float
             (left + lane * width + (width - 3) / 2, y + height),
             (place[line] + (cell + 0.5) * each / per_line, below),
         ]
-        picture.line(ends, color=color, width=1.4)
+        strokes.append(ends)
+    picture.strokes(strokes, color=color, width=1.4)
 
 
 def _draw_pages(picture: Svg, scene: Scene, steps: Sequence[Access], x: float, y: float) -> None:
@@ -391,44 +412,6 @@ def key_loads(scene: Scene, threadgroup: int = 0, simdgroup: int = 0) -> dict[in
                 owner = scene.owner(block, slot)
                 counts[None if owner is None else owner[1]] += 1
     return {token: times // scene.case.q.shape[2] for token, times in counts.items()}
-
-
-class Stepper:
-    """A slider over the accesses of one simdgroup, and a play button. Where no kernel runs it is its picture."""
-
-    def __init__(self, scene: Scene, *, threadgroup: int = 0, step: int = 0) -> None:
-        from ipywidgets import HTML, Dropdown, HBox, IntSlider, Layout, Play, VBox, jslink
-
-        self.scene, self.threadgroup = scene, threadgroup
-        busy = [g for g in range(scene.num_simdgroups) if key_loads(scene, threadgroup, g)]
-        self.simdgroup = Dropdown(options=[(f"simdgroup {g}", g) for g in busy], layout=Layout(width="140px"))
-        number = len(scene.accesses(threadgroup, self.simdgroup.value))
-        self.step = IntSlider(value=step + 1, min=1, max=number, description="access", layout=Layout(width="520px"))
-        self.play = Play(value=step + 1, min=1, max=number, interval=700)
-        jslink((self.play, "value"), (self.step, "value"))
-        self.picture = HTML()
-        self.simdgroup.observe(lambda change: self._restart(), "value")
-        self.step.observe(lambda change: self._show(), "value")
-        self.widget = VBox([HBox([self.simdgroup, self.play, self.step]), self.picture])
-        self._show()
-
-    def draw(self) -> Svg:
-        step = self.step.value - 1  # people count from 1
-        return step_picture(self.scene, step, threadgroup=self.threadgroup, simdgroup=self.simdgroup.value)
-
-    def __repr__(self) -> str:
-        return repr(self.draw())
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
-        return {**self.widget._repr_mimebundle_(), **self.draw()._repr_mimebundle_()}
-
-    def _restart(self) -> None:
-        self.step.value = 1
-        self.step.max = self.play.max = len(self.scene.accesses(self.threadgroup, self.simdgroup.value))
-        self._show()
-
-    def _show(self) -> None:
-        self.picture.value = self.draw().html
 
 
 def listing(scene: Scene, first: str, last: str, file: str = "attention.metal") -> str:

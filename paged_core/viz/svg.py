@@ -44,18 +44,31 @@ class Svg:
         self.text(12, 28, title, size=19, weight="bold")
 
     def __repr__(self) -> str:
-        return f"{self.title}{'' if self.title[-1:] in '.?!' else '.'} {self.alt}"
+        return f"{self.title}{self._stop} {self.alt}"
 
     def __str__(self) -> str:
         """The SVG document."""
-        defs = "".join(self._patterns.values())
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_n(self.width)}" height="{_n(self.height)}" '
-            f'viewBox="0 0 {_n(self.width)} {_n(self.height)}" role="img" aria-label="{escape(repr(self))}" '
-            f'font-family="{FONT}"><title>{escape(self.title)}</title><desc>{escape(self.alt)}</desc>'
-            f"<style>{_STYLE}</style><defs>{defs}</defs>"
-            f'<rect width="100%" height="100%" class="f-paper"/>{"".join(self._body)}</svg>'
-        )
+        return "".join(self.pieces())
+
+    def pieces(self) -> list[str]:
+        """The document in parts: what the frames of a player have in common, down to its words, is kept once."""
+        size = f'width="{_n(self.width)}" height="{_n(self.height)}" viewBox="0 0 {_n(self.width)} {_n(self.height)}"'
+        title, alt = escape(self.title), escape(self.alt)
+        return [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="',
+            *(title, f"{self._stop} ", alt),
+            f'" font-family="{FONT}"><title>',
+            *(title, "</title><desc>", alt),
+            f"</desc><style>{_STYLE}</style><defs>",
+            *self._patterns.values(),
+            '</defs><rect width="100%" height="100%" class="f-paper"/>',
+            *self._body,
+            "</svg>",
+        ]
+
+    @property
+    def _stop(self) -> str:
+        return "" if self.title[-1:] in ".?!" else "."
 
     @property
     def html(self) -> str:
@@ -111,6 +124,23 @@ class Svg:
             right = (x2 - head * ux + head / 2 * uy, y2 - head * uy - head / 2 * ux)
             tip = " ".join(f"{_n(x)},{_n(y)}" for x, y in ((x2, y2), left, right))
             self._body.append(f'<polygon points="{tip}"{_paint(color)}/>')
+
+    def strokes(
+        self, segments: Sequence[Sequence[tuple[float, float]]], *, color: str = "ink", width: float = 1.5
+    ) -> None:
+        """Many lines of one colour, as one element."""
+        path = "".join(f"M{'L'.join(f'{_n(x)},{_n(y)}' for x, y in points)}" for points in segments)
+        self._body.append(f'<path d="{path}" {_paint("none", color)[1:]} stroke-width="{_n(width)}"/>')
+
+    def boxes(
+        self, boxes: Sequence[tuple[float, float, float, float]], *, fill: str, pattern: str = "plain",
+        pattern_color: str = "ink",
+    ) -> None:  # fmt: skip
+        """Many boxes (x, y, width, height) of one look without outlines, as one element or two."""
+        path = "".join(f"M{_n(x)},{_n(y)}h{_n(w)}v{_n(h)}h{_n(-w)}z" for x, y, w, h in boxes)
+        self._body.append(f'<path d="{path}"{_paint(fill)}/>')
+        if pattern != "plain":
+            self._body.append(f'<path d="{path}"{_paint(self._pattern(pattern, pattern_color))}/>')
 
     def cell(
         self, x: float, y: float, width: float, height: float, look: SequenceStyle | str, label: object = "", *,
@@ -173,6 +203,17 @@ def _rules(theme: Theme) -> str:
     return "".join(f".f-{name}{{fill:{color}}}.s-{name}{{stroke:{color}}}" for name, color in theme._asdict().items())
 
 
+def _player_rules() -> str:
+    """The same for pictures inside a page, which are light or dark as the place is that they stand in."""
+    both = zip(Theme._fields, LIGHT, DARK, strict=True)
+    return "".join(
+        f".pc-player .{what[0]}-{name}{{{what}:{light};{what}:light-dark({light},{dark})}}"  # old browsers: the first
+        for name, light, dark in both
+        for what in ("fill", "stroke")
+    )
+
+
+PLAYER_STYLE = _player_rules()
 _STYLE = f":root{{color-scheme:light dark}}{_rules(LIGHT)}@media(prefers-color-scheme:dark){{{_rules(DARK)}}}"
 
 

@@ -1,20 +1,22 @@
-"""A block table as a lens: position -> logical block -> physical block -> slot -> byte, for one token."""
+"""A block table as a lens, for one token: position -> logical block -> block -> slot -> byte in each layout."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from paged_core.layouts import PoolLayout
 from paged_core.pool import PagedPool
 from paged_core.sequence import PagedSeqState
 from paged_core.viz.blocks import WIDTH, PoolSnapshot, draw_block, draw_gauge, draw_legend
+from paged_core.viz.player import Player
 from paged_core.viz.style import letter, sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg
 
-LENS_HEIGHT = 448  # px
+LENS_HEIGHT = 540  # px
 _LEFT = 196  # px: where the rows begin, right of their names
 _RIGHT = WIDTH - 12
 _CELL = 34  # px: the height of a cell
@@ -32,8 +34,12 @@ class TokenAddress(NamedTuple):
     byte: int  # element * itemsize
 
 
-def locate(seq: PagedSeqState, pool: PagedPool, token: int, *, head: int = 0, which: str = "k") -> TokenAddress:
-    """Follow the token at position `token` to its byte in this layer's K ("k") or V ("v") array.
+def locate(
+    seq: PagedSeqState, pool: PagedPool, token: int, *, head: int = 0, which: str = "k",
+    layout: PoolLayout | None = None,
+) -> TokenAddress:  # fmt: skip
+    """Follow the token at position `token` to its byte in this layer's K ("k") or V ("v") array, as the pool lies or
+    as it would lie in `layout`.
 
     ValueError when the sequence holds no such token or the pool has no such head, or their block sizes differ.
     """
@@ -45,7 +51,7 @@ def locate(seq: PagedSeqState, pool: PagedPool, token: int, *, head: int = 0, wh
         raise ValueError(f"seq: expected the pool's block_size {pool.block_size}, got {seq.block_size}")
     logical_block, offset = divmod(token, seq.block_size)
     block, itemsize = seq.blocks[logical_block], pool.dtype.size
-    element = pool.layout.element_offset(
+    element = (layout or pool.layout).element_offset(
         which, pool.geometry, itemsize, block=block, head=head, token=offset, dim=0
     )  # fmt: skip
     slot = block * seq.block_size + offset
@@ -69,6 +75,9 @@ def table_lens(
             f"{address.logical_block} of the block table names physical block {address.block}; that is slot "
             f"{address.slot}, and byte {address.byte:,} of the layer's {which.upper()} array (KV head {head}). "
         )
+        others = (layout for layout in PoolLayout if layout is not pool.layout)
+        bytes_ = (f"{x.name} {locate(seq, pool, token, head=head, which=which, layout=x).byte:,}" for x in others)
+        alt += f"In other layouts: {', '.join(bytes_)}. "
         told = _device(seq)[address.logical_block]
         alt += (f"The device's entry says {told} instead. " if told != address.block else "") + str(state)
     else:
@@ -95,21 +104,41 @@ def table_lens(
     return svg
 
 
+def film(
+    state: PoolSnapshot, seqs: Sequence[PagedSeqState], index: int, pool: PagedPool, *, title: str, start: int = 0,
+    tokens: Sequence[int] | None = None, **lens: Any,
+) -> Player:  # fmt: skip
+    """The lens on one token after the other: all of the sequence, or `tokens`; it begins with the token `start`. `lens`
+    is `table_lens`'s head and which."""
+    tokens = range(seqs[index].len) if tokens is None else tokens
+    frames = []
+    for token in tokens:
+        at = locate(seqs[index], pool, token, **lens)
+        caption = (
+            f"Token {token} is offset {at.offset} of logical block {at.logical_block}; the table says block "
+            f"{at.block}: slot {at.slot}, and, as this pool lies, byte {at.byte:,}."
+        )
+        frames.append((caption, table_lens(state, seqs, index, pool, token, **lens)))
+    return Player(frames, title=title, start=list(tokens).index(start))
+
+
 def mirrors(
     seqs: Sequence[PagedSeqState], *, title: str = "Block tables: the host's truth and the device's copy"
 ) -> Svg:
     """For each sequence its `blocks` and `len`, and below them what the device mirrors hold; a difference is red."""
-    most = max((seq.max_blocks_per_seq for seq in seqs), default=1)
-    width = min(56.0, (_RIGHT - _LEFT - 130) / most)
+    longest = max((seq.max_blocks_per_seq for seq in seqs), default=1)
+    most = longest if longest <= 24 else 10  # of a long table the entries where something happens
+    width = min(56.0, (_RIGHT - _LEFT - (130 if longest <= 24 else 192)) / most)
     height = 96
     stale = [letter(i) for i, seq in enumerate(seqs) if not _in_step(seq)]
     rows = [
-        f"{letter(i)}: host {seq.blocks}, len {seq.len}; device {_device(seq)}, context_lens {seq.context_lens.item()}."
+        f"{letter(i)}: host {_some(seq.blocks)}, len {seq.len}; device {_some(_device(seq))}, "
+        f"context_lens {seq.context_lens.item()}."
         for i, seq in enumerate(seqs)
     ]
     alt = " ".join(rows) + (f" Out of step: {', '.join(stale)}." if stale else " All in step.")
     svg = Svg(WIDTH, TITLE_HEIGHT + 20 + height * len(seqs) + 10, title=title, alt=alt)
-    lens_x = _LEFT + most * width + 24
+    lens_x = _LEFT + most * width + 24 + 26 * (longest > most)
     svg.text(_LEFT - 12, TITLE_HEIGHT + 17, "entry", size=12, color="muted", anchor="end")
     svg.text(lens_x, TITLE_HEIGHT + 17, "tokens", size=12, color="muted")
     for i, seq in enumerate(seqs):
@@ -117,7 +146,9 @@ def mirrors(
         svg.cell(12, y + 2, 34, _CELL, sequence_style(i), letter(i))
         svg.text(_LEFT - 12, y + 24, "host", size=15, weight="bold", anchor="end")
         svg.text(_LEFT - 12, y + 24 + 40, "device", size=15, weight="bold", anchor="end")
-        _draw_table(svg, _LEFT, y + 2, seq, i, range(seq.max_blocks_per_seq), width, None)
+        entries = _window(seq.max_blocks_per_seq, most, _of_interest(seq))
+        _draw_table(svg, _LEFT, y + 2, seq, i, entries, width, None)
+        _ellipsis(svg, _LEFT + most * width, y + 2, len(entries) < seq.max_blocks_per_seq)
         svg.text(lens_x, y + 24, f"len {seq.len}", size=15)
         in_step = seq.context_lens.item() == seq.len
         words = f"context_lens {seq.context_lens.item()}"
@@ -151,7 +182,8 @@ def _draw_lens(svg: Svg, top: float, state: PoolSnapshot, seq, index, pool, addr
         x, y = below_table[0] - 12, rows[2] - 28
         path = [(x, below_table[1]), (x, y), (block_x[told], y), (block_x[told], rows[2] - 2)]
         svg.line(path, color="danger", width=2.5, dashed=True, arrow=True)
-    _draw_sums(svg, rows[3] + _CELL, seq.block_size, pool, address, head, which)
+    _draw_sums(svg, rows[3] + _CELL, seq.block_size, address)
+    _draw_addresses(svg, rows[3] + _CELL + 66, seq, pool, address, head, which)
 
 
 def _draw_positions(svg: Svg, y: float, seq, index: int, address: TokenAddress | None) -> dict[int, float]:
@@ -222,7 +254,7 @@ def _draw_slots(svg: Svg, y: float, seq, index: int, at: TokenAddress) -> dict[i
     return middles
 
 
-def _draw_sums(svg: Svg, y: float, block_size: int, pool: PagedPool, at: TokenAddress, head: int, which: str) -> None:
+def _draw_sums(svg: Svg, y: float, block_size: int, at: TokenAddress) -> None:
     sums = (
         f"{at.position} = {at.logical_block} × {block_size} + {at.offset}",
         f"table[{at.logical_block}] = {at.block}",
@@ -233,9 +265,37 @@ def _draw_sums(svg: Svg, y: float, block_size: int, pool: PagedPool, at: TokenAd
     for words in sums:
         svg.text(x, y + 34, words, mono=True, size=14)
         x += 8.5 * len(words) + 30
-    words = f"element {at.element:,} × {pool.dtype.size} bytes = byte {at.byte:,}"
-    svg.text(12, y + 60, "5  address", size=15, weight="bold")
-    svg.text(_LEFT, y + 60, f"{which.upper()}, head {head}, {pool.layout.name}: {words}", mono=True, size=14)
+
+
+def _draw_addresses(svg: Svg, y: float, seq, pool: PagedPool, at: TokenAddress, head: int, which: str) -> None:
+    """A row a layout: where the vector begins, in how many pieces it lies, and a bar of the block with these pieces."""
+    itemsize, bar, width = pool.dtype.size, _RIGHT - 150, 150.0
+    svg.text(12, y + 14, "5  address", size=15, weight="bold")
+    svg.text(12, y + 36, f"{which.upper()} of head {head}", size=SMALL)
+    svg.text(12, y + 56, "bold: as this pool lies", size=SMALL, color="muted")
+    svg.text(bar, y - 8, f"bytes of block {at.block}", size=12, color="muted")
+    for row, layout in enumerate(PoolLayout):
+        top, weight = y + 24 * row, "bold" if layout is pool.layout else "normal"
+        first = locate(seq, pool, at.position, head=head, which=which, layout=layout)
+        elements = layout.element_offset(
+            which, pool.geometry, itemsize, block=at.block, head=head, token=at.offset, dim=np.arange(pool.head_dim)
+        )
+        size = layout.strides(which, pool.geometry, itemsize)["block"]  # elements from one block to the next
+        starts = np.flatnonzero(np.diff(elements, prepend=-2) != 1)
+        lengths = np.diff(starts, append=elements.size)
+        svg.text(_LEFT, top + 14, layout.name, mono=True, size=SMALL, weight=weight)
+        words = f"element {first.element:,}, byte {first.byte:,}"
+        svg.text(_LEFT + 104, top + 14, words, mono=True, size=SMALL, weight=weight)
+        pieces = f"{starts.size} pieces of" if starts.size > 1 else "one piece,"
+        words = f"{pieces} {lengths[0] * itemsize} bytes"
+        svg.text(bar - 14, top + 14, words, size=SMALL, anchor="end", weight=weight)
+        svg.rect(bar, top, width, 18, fill="faint", stroke="muted", radius=0)
+        if "kv" in layout.axes(which):  # one array: V is the second half of each block
+            svg.line([(bar + width / 2, top), (bar + width / 2, top + 18)], color="muted", dashed=True)
+        left = (elements[starts] - at.block * size) / size * width
+        marks = np.unique(np.round(left * 2) / 2)  # half a px apart at the least
+        for x in marks.tolist():
+            svg.rect(bar + x, top, max(1.2, lengths[0] / size * width), 18, fill="ink", stroke="none", radius=0)
 
 
 def _draw_table(svg: Svg, x: float, y: float, seq, index: int, entries: range, width: float, chosen: int | None):
@@ -264,6 +324,17 @@ def _device(seq: PagedSeqState) -> list[int]:
 def _in_step(seq: PagedSeqState) -> bool:
     padding = [0] * (seq.max_blocks_per_seq - len(seq.blocks))
     return _device(seq) == seq.blocks + padding and seq.context_lens.item() == seq.len
+
+
+def _of_interest(seq: PagedSeqState) -> int:
+    """The entry to show of a table too long for a picture: the first that is out of step, or else the newest."""
+    padded = seq.blocks + [0] * (seq.max_blocks_per_seq - len(seq.blocks))
+    differ = (entry for entry, (told, truth) in enumerate(zip(_device(seq), padded, strict=True)) if told != truth)
+    return next(differ, len(seq.blocks))
+
+
+def _some(entries: Sequence[int]) -> str:
+    return str(list(entries)) if len(entries) <= 24 else f"[{', '.join(map(str, entries[:10]))}, ...]"
 
 
 def _window(count: int, most: int, around: int) -> range:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from textwrap import wrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from paged_core.serving import AGAIN, DECODE, PREEMPTED, PROMPT, SWAPPED, WAITING, Service, Span
 from paged_core.viz.blocks import WIDTH
 from paged_core.viz.figure import Chart, chart
+from paged_core.viz.player import Player
 from paged_core.viz.style import LINESTYLES, MARKERS, letter, sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
 
@@ -51,9 +52,10 @@ def timeline(
     first_step: int = 0,
     last_step: int | None = None,
     step_is_unit: bool = False,
+    words: bool = True,
 ) -> Svg:
     """Rows for the requests `ids`, from `first_step` to `last_step`, with a cursor at `step`; below, in words and as a
-    bar, what happens in that step and who holds the pool, if it was watched.
+    bar, what happens in that step (unless the `words` stand elsewhere) and who holds the pool, if it was watched.
 
     Time is in seconds, or in steps when `step_is_unit` (a StepCost of 1). A request's look is by its place in `ids`.
     """
@@ -89,9 +91,9 @@ def timeline(
     for x in {x0, max(x1, x0 + 1)}:
         svg.line([(x, top - 16), (x, bottom + 4)], width=2)
     _axis(svg, begin, end, bottom, x_of, steps[first_step:last_step], step_is_unit)
-    lines = wrap(said, 100)
-    for i, words in enumerate(lines):
-        svg.text(12, bottom + 54 + 20 * i, words, size=15)
+    lines = wrap(said, 100) if words else []
+    for i, line in enumerate(lines):
+        svg.text(12, bottom + 54 + 20 * i, line, size=15)
     y = bottom + 50 + 20 * len(lines)
     if looked_at.tables is not None:
         _draw_pool(svg, y, looked_at.tables, rows, service.num_blocks)
@@ -99,6 +101,19 @@ def timeline(
     others = looked_at.tables is not None and service.num_blocks > 24 and not set(looked_at.tables) <= set(rows)
     svg.height = _legend(svg, y, {span.what for span in service.spans if span.id in rows}, others) + 8
     return svg
+
+
+def film(
+    service: Service, ids: Sequence[Hashable], steps: Sequence[int], *, title: str, start: int, **window: Any
+) -> Player:
+    """The timeline with its cursor at one of `steps` after the other; it begins at step number `start`. `window` is
+    `timeline`'s first_step, last_step and step_is_unit."""
+    frames = []
+    for step in steps:
+        named = ids if len(ids) <= 10 else ()
+        said = what_happens(service, step, named, step_is_unit=window.get("step_is_unit", False))
+        frames.append((said, timeline(service, ids, step, title=title, words=False, **window)))
+    return Player(frames, title=title, start=list(steps).index(start))
 
 
 def what_happens(service: Service, step: int, ids: Sequence[Hashable] = (), *, step_is_unit: bool = False) -> str:
@@ -168,15 +183,20 @@ def _draw_pool(svg: Svg, y: float, tables: Mapping[Hashable, Sequence[int]], row
                 svg.cell(x, y, width / n - 4, 32, "free", f"block {block}" if n <= 8 else "")
         return
     svg.rect(_LEFT, y, width, 32, dashed=True, stroke="muted")
-    x = float(_LEFT)
-    for id, blocks in sorted(tables.items(), key=lambda item: rows.get(item[0], -1)):
-        length = width * len(blocks) / n
-        if id in rows:
-            style = sequence_style(rows[id])
-            svg.cell(x, y, length, 32, style, style.letter if length >= 16 else "", size=13)
-        else:
-            svg.cell(x, y, length, 32, "empty")
-        x += length
+    begin = 0  # in blocks; the bar is drawn to whole px, so that the steps of a film have parts in common
+    for row, blocks in sorted((rows[id], len(blocks)) for id, blocks in tables.items() if id in rows):
+        style, x = sequence_style(row), round(_LEFT + width * begin / n)
+        length = round(_LEFT + width * (begin + blocks) / n) - x
+        svg.rect(x, y, length, 32, fill=style.color, pattern=style.pattern if length >= 8 else "plain",
+                 pattern_color=style.on_color, stroke_width=1.5, radius=0)  # fmt: skip
+        if length >= 16:
+            halo = style.color if style.pattern != "plain" else None
+            svg.text(x + length / 2, y + 21, style.letter, size=SMALL, anchor="middle", weight="bold",
+                     color=style.on_color, halo=halo)  # fmt: skip
+        begin += blocks
+    if others := sum(len(blocks) for id, blocks in tables.items() if id not in rows):
+        x = round(_LEFT + width * begin / n)
+        svg.cell(x, y, round(_LEFT + width * (begin + others) / n) - x, 32, "empty")
 
 
 def _legend(svg: Svg, y: float, doings: set[str], others: bool) -> float:
