@@ -15,7 +15,7 @@ ready = $(VENV)/ready
 help:
 	@echo 'make lab         open the tour in JupyterLab (PORT=8888 HOST=localhost)'
 	@echo 'make test        unit tests, and every notebook, compared with what it shows here'
-	@echo 'make demo        ten seconds in the terminal, no browser'
+	@echo 'make demo        a quarter of a minute in the terminal, no browser: a pool fills, a model answers'
 	@echo 'make notebooks   run every notebook again, in place (NOTEBOOKS=notebooks/03*.ipynb for some)'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make soak        the full product of every test matrix, for hours'
@@ -32,6 +32,9 @@ test: $(ready)
 
 demo: $(ready)
 	@$(python) -m paged_core demo
+	@echo && echo 'And a trained model, which goes on from three beginnings at once, out of one paged cache:' && echo
+	@$(python) -m paged_core generate 'In the beginning' 'And Jesus said unto them,' 'The LORD is my shepherd;' \
+	    --temperature 0.6 --seed 4 --max-new-tokens 60
 
 notebooks: $(ready)
 	$(python) tools/notebooks.py $(NOTEBOOKS)

@@ -133,3 +133,17 @@ def test_percentiles_are_values_that_occurred():
 
 def test_the_scheduler_itself_takes_time():
     assert 0 < plan_milliseconds(4, 64, rounds=2) < 1000
+
+
+def test_whoever_carries_out_the_plans_chooses_the_tokens():
+    """The diary is of those: a stop token ends an answer though the clock is virtual."""
+    scheduler = Scheduler(BlockAllocator(8), block_size=4)
+    done = []
+
+    def carry_out(plan):
+        done.append(plan)
+        return {work.request.id: 7 + len(done) for work in plan.work if work.samples}
+
+    service = serve(scheduler, [Arrival("a", 0, [1, 2], 3)], StepCost(step_us=5), carry_out=carry_out)
+    assert [work.request.tokens for work in done[0].work] == [[1, 2, 8, 9, 10]]
+    assert service.served["a"].token_us == [5, 10, 15] and len(done) == len(service.steps) == 3

@@ -60,7 +60,7 @@ def logit_bound(logits: ArrayLike, dtype: mx.Dtype, num_layers: int, position: i
 
     An estimate, not a proof: each layer rounds about a dozen times on its way (two norms, seven products, the softmax,
     two sums), each time by a unit roundoff u of what it has at hand, and products add up roundings of their own. 64 u a
-    layer is about 5 to 20 times what was ever seen. An angle of rotation is a float32 that grows with the position, and
+    layer is 5 to 100 times what was seen. An angle of rotation is a float32 that grows with the position, and
     off by as many of its u. A wrong slot or position is hundreds of bounds away.
     """
     return float(np.abs(logits).max() * num_layers * (64 * ROUNDOFF[dtype] + 2 * position * ROUNDOFF[mx.float32]))

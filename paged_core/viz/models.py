@@ -1,0 +1,49 @@
+"""A model's logits against another's, and how many tokens a second come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from paged_core.viz.figure import Chart, chart
+from paged_core.viz.style import LIGHT, LINESTYLES, MARKERS
+from paged_core.viz.timeline import LINE_COLORS
+
+
+def logit_errors(shares: Mapping[str, ArrayLike], *, first: int, title: str) -> Chart:
+    """For each name the largest difference of every token's logits, as a share of its bound, along the text; the first
+    of them is after `first` tokens. Up to 1 is rounding."""
+    lines = {name: np.asarray(values, float) for name, values in shares.items()}
+    alt = "Difference over bound, token by token, on a log axis; up to 1 is rounding. " + "; ".join(
+        f"{name}: {'within' if line.max() <= 1 else 'beyond'}" for name, line in lines.items()
+    )
+    with chart(title=title, alt=alt, size=(10, 4.4)) as (picture, ax):
+        ax.axhspan(1e-3, 1, color="#C9D6DE", alpha=0.45, zorder=0)
+        ax.axhline(1, color=LIGHT.ink, linewidth=1.5)
+        for i, (name, line) in enumerate(lines.items()):
+            look = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
+            ax.plot(range(first, first + len(line)), line, label=name, markevery=8, **look)
+        ax.set(yscale="log", ylim=(1e-3, None), xlabel="tokens read", ylabel="difference of logits / bound")
+        picture.figure.legend(loc="outside lower center", ncols=len(shares))
+    return picture
+
+
+def tokens_per_second(speeds: Mapping[str, Mapping[int, float]], *, title: str) -> Chart:
+    """Tokens a second by how many requests are served at once, one line a name. Measured."""
+    alt = "; ".join(
+        f"{name}: {', '.join(f'{speed:,.0f} at {count}' for count, speed in line.items())}"
+        for name, line in speeds.items()
+    )
+    counts: Sequence[int] = sorted({count for line in speeds.values() for count in line})
+    with chart(title=title, alt=alt, size=(10, 4.2)) as (picture, ax):
+        for i, (name, line) in enumerate(speeds.items()):
+            look = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
+            ax.plot(list(line), list(line.values()), label=name, **look)
+        ax.set(xscale="log", xlabel="requests at once", ylabel="tokens a second", ylim=(0, None))
+        ax.set_xticks(counts, [str(count) for count in counts])
+        ax.minorticks_off()
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+        ax.legend()
+    return picture
