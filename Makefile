@@ -6,7 +6,7 @@ PYTHON ?=#        the Python that makes .venv; the newest on PATH unless given (
 PORT ?= 8888
 HOST = localhost#  0.0.0.0 in a container whose port is published
 NOTEBOOKS = notebooks/*.ipynb
-SITE = _site
+BUILD = build
 
 python = $(VENV)/bin/python
 ready = $(VENV)/ready
@@ -41,10 +41,11 @@ notebooks: $(ready)
 	$(python) tools/picture.py
 
 site: $(ready) $(ready_for_site)
-	@rm -rf $(SITE)
+	@rm -rf $(BUILD)/site
 	@echo 'Building the site from the notebooks as they were last run ...'
-	@$(python) -m sphinx -q -W --keep-going -c docs . $(SITE)
-	@echo 'Open $(SITE)/index.html in a browser; it needs no server and no network.'
+	@$(python) -m sphinx -q -W --keep-going -c docs -d $(BUILD)/site/doctrees . $(BUILD)/site/html
+	@rm -rf _site && mv $(BUILD)/site/html _site
+	@echo 'Open _site/index.html in a browser; it needs no server and no network.'
 
 lint: $(ready)
 	$(python) -m ruff check .

@@ -102,11 +102,10 @@ def as_written(app, what, name, thing, options, lines: list[str]) -> None:
             lines += [*"".join(pieces).splitlines(), ""]
 
 
-def tidy_up(app, exception) -> None:
-    """Whoever opens the folder looks for index.html, and not for Sphinx's own notes."""
+def open_at_the_index(app, exception) -> None:
+    """Whoever opens the folder looks for index.html."""
     if exception is None:
         shutil.copyfile(app.outdir / "README.html", app.outdir / "index.html")
-        shutil.rmtree(app.doctreedir)
 
 
 def visit_math(self, node: nodes.math) -> None:
@@ -123,5 +122,5 @@ def setup(app) -> None:
     app.connect("source-read", add_contents)
     app.connect("source-read", keep_alternative_texts)
     app.connect("autodoc-process-docstring", as_written)
-    app.connect("build-finished", tidy_up)
+    app.connect("build-finished", open_at_the_index)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_displayed_math, None))

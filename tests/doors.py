@@ -23,10 +23,14 @@ def make(*arguments):
     ).stdout  # fmt: skip
 
 
-def site_command(folder):
-    """The command with which `make site` builds the site, into `folder`."""
-    (line,) = (line for line in make("-n", "site", f"SITE={folder}").splitlines() if " -m sphinx " in line)
-    return [sys.executable, *shlex.split(line)[1:]]
+def build_site(folder):
+    """The site, built in `folder` by the very command of `make site`. RuntimeError with whatever Sphinx had to say."""
+    (line,) = (line for line in make("-n", "site", f"BUILD={folder}").splitlines() if " -m sphinx " in line)
+    command = [sys.executable, *shlex.split(line)[1:]]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if (done.returncode, done.stdout, done.stderr) != (0, "", ""):
+        raise RuntimeError(f"the site was not built without a word:\n{done.stdout}{done.stderr}")
+    return Path(command[-1])
 
 
 @contextmanager

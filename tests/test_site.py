@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from collections import defaultdict
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ import nbformat
 import pytest
 
 import paged_core
-from tests.doors import ROOT, site_command
+from tests.doors import ROOT, build_site
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -24,10 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(site_command(folder), cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    return folder
+    return build_site(tmp_path_factory.mktemp("site"))
 
 
 class Page(HTMLParser):
