@@ -31,7 +31,7 @@ lab: $(ready)
 
 test: $(ready) $(ready_for_site)
 	$(python) -m pytest -n auto --maxprocesses=8 --dist loadscope \
-	    --nbval --nbval-current-env --nbval-cell-timeout=120 tests notebooks
+	    --nbval --nbval-current-env --nbval-cell-timeout=120 -rs tests notebooks
 
 demo: $(ready)
 	@$(python) -m paged_core demo

@@ -48,6 +48,7 @@ html_math_renderer = "mathml"
 html_show_search_summary = False  # it would be fetched, which a page opened from disk may not do
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_domain_indices = False
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"

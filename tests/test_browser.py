@@ -38,7 +38,7 @@ playwright = pytest.importorskip(
 )
 if not CHROMIUM:
     ways = "apt-get install chromium, or install Chrome, or name one in the variable CHROMIUM"
-    pytest.skip(f"{LEFT_OUT}no Chromium on PATH; {ways}", allow_module_level=True)
+    pytest.skip(f"{LEFT_OUT}no Chromium was found; {ways}", allow_module_level=True)
 expect = playwright.expect
 expect.set_options(timeout=1000 * PATIENCE)
 
@@ -273,6 +273,10 @@ def test_a_player_steps_in_a_running_notebook(ran):
     shoot(page, f"lab-{ran.name}-player")
     play(player, page)
     assert not is_dark(player.locator(".pc-player-picture svg"))
+    page.emulate_media(color_scheme="dark")
+    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    assert is_dark(player.locator(".pc-player-picture svg"))
+    shoot(page, f"lab-{ran.name}-player-dark")
 
 
 def test_in_the_dark(lab, new_page):
