@@ -317,6 +317,16 @@ def open_page(site, new_page):
     assert [url for url in asked if not url.startswith((site, "data:"))] == []
 
 
+def players_saved():
+    """{notebook: how many players it was saved with}, of those that have any."""
+    counts = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        counts[path.stem] = sum("pc-player" in data.get("text/html", "") for data in outputs)
+    return {name: count for name, count in counts.items() if count}
+
+
 def test_the_site_leads_from_its_front_page_through_the_tour(open_page):
     page = open_page("index.html")
     expect(page.get_by_role("img", name="One token followed from its position")).to_be_visible()
@@ -360,15 +370,11 @@ def test_pictures_are_light_or_dark_as_the_site_is(open_page):
     assert not is_dark(picture)
 
 
-@pytest.mark.parametrize("name", WITH_PLAYERS)
+@pytest.mark.parametrize("name", sorted({*WITH_PLAYERS, *players_saved()}))
 def test_every_player_steps_from_disk(open_page, name):
     page = open_page(f"notebooks/{name}.html")
     players = page.locator(".pc-player")
-    saved = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    outputs = [output.get("data", {}) for cell in saved.cells for output in cell.get("outputs", [])]
-    expected = sum("pc-player" in data.get("text/html", "") for data in outputs)
-    assert expected
-    expect(players).to_have_count(expected)
+    expect(players).to_have_count(players_saved()[name])
     for player in players.all():
         step_through(player, page)
     shoot(page, f"site-{name}-player")
