@@ -1,0 +1,409 @@
+"""A browser without a window, at the two places where people meet the tour: JupyterLab, and the site opened from disk.
+
+JupyterLab is the real one, started by the command of `make lab` on a copy of the notebooks. What the browser saw lies
+in screenshots/ afterwards. Nothing here sleeps: it waits for what must come, and for long, as the machine may be busy.
+"""
+
+import io
+import os
+import re
+import shutil
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from tests.doors import ROOT, build_site, lab_server
+
+SCREENSHOTS = ROOT / "screenshots"
+TOKEN = "secret"
+PATIENCE = 120  # seconds; what takes one when the machine is free
+WINDOW = {"width": 1280, "height": 900}
+RUN = ("00_start_here", "03_block_tables", "06_inside_the_kernel", "09_running_out")
+COMPLAINT = '[data-mime-type="application/vnd.jupyter.stderr"]'  # an error's traceback, or a warning
+WITH_PLAYERS = ("06_inside_the_kernel", "09_running_out")
+ON_A_MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+
+
+def find_chromium():
+    """The browser to take: $CHROMIUM, or the first that is on PATH."""
+    names = [os.environ["CHROMIUM"]] if "CHROMIUM" in os.environ else ["chromium", "chromium-browser", "google-chrome"]
+    return next((path for path in map(shutil.which, [*names, ON_A_MAC]) if path), None)
+
+
+CHROMIUM = find_chromium()
+LEFT_OUT = "the browser tests were left out: "
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason=f"{LEFT_OUT}Playwright is not here; `make test` installs it"
+)
+if not CHROMIUM:
+    ways = "apt-get install chromium, or install Chrome, or name one in the variable CHROMIUM"
+    pytest.skip(f"{LEFT_OUT}no Chromium was found; {ways}", allow_module_level=True)
+expect = playwright.expect
+expect.set_options(timeout=1000 * PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    quiet = ["--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with playwright.sync_playwright() as playing:
+        chromium = playing.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu", *quiet])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def new_page(browser):
+    """Opens pages that must not complain: neither an uncaught error nor an error on the console, all the while."""
+    complaints, contexts = [], []
+
+    def new_page(color_scheme="light", **options):
+        context = browser.new_context(**{"color_scheme": color_scheme, "viewport": WINDOW, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(1000 * PATIENCE)
+        page.on("pageerror", lambda error: complaints.append(f"{page.url}: {error}"))
+        page.on("console", lambda said: complaints.append(f"{page.url}: {said.text}") if said.type == "error" else None)
+        return page
+
+    yield new_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def shoot(page, name):
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def is_dark(locator):
+    """Whether the paper of a picture is: its top left corner, as it is on the screen."""
+    from PIL import Image
+
+    locator.scroll_into_view_if_needed()
+    red, green, blue = Image.open(io.BytesIO(locator.screenshot())).convert("RGB").getpixel((4, 4))
+    return red + green + blue < 3 * 128
+
+
+# ---- a player, wherever it stands
+
+
+def step_through(player, page):
+    """Every way to move it, and each time: the frame, its words and its picture are those of the frame."""
+    picture = player.locator(".pc-player-picture svg")
+    last = int(player.get_attribute("data-frames")) - 1
+    assert last >= 2
+    seen = {}
+
+    def at(frame):
+        expect(player).to_have_attribute("data-frame", str(frame))
+        expect(player.locator(".pc-player-scrub")).to_have_value(str(frame))
+        words = picture.get_attribute("aria-label"), player.locator(".pc-player-caption").inner_text()
+        assert all(words)
+        assert seen.setdefault(frame, words) == words
+
+    player.scroll_into_view_if_needed()
+    player.focus()
+    page.keyboard.press("Home")
+    at(0)
+    page.keyboard.press("ArrowRight")
+    at(1)
+    page.keyboard.press("End")
+    at(last)
+    page.keyboard.press("ArrowRight")  # there is no further
+    at(last)
+    page.keyboard.press("ArrowLeft")
+    at(last - 1)
+    for button, frame in (("first", 0), ("next", 1), ("next", 2), ("back", 1), ("last", last)):
+        player.locator(f".pc-player-{button}").click()
+        at(frame)
+    player.locator(".pc-player-scrub").fill("1")
+    at(1)
+    scrub = player.locator(".pc-player-scrub").bounding_box()
+    page.mouse.move(scrub["x"] + scrub["width"] / 2, scrub["y"] + scrub["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(scrub["x"] + scrub["width"] + 20, scrub["y"] + scrub["height"] / 2, steps=5)
+    page.mouse.up()
+    at(last)
+    assert len({pictured for pictured, _ in seen.values()}) > 1
+
+
+def play(player, page):
+    """Space plays from the beginning; space again, and it rests."""
+    player.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Space")
+    expect(player).to_have_attribute("data-frame", "1")
+    page.keyboard.press("Space")
+
+
+# ---- JupyterLab
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab's address. It finds no setting of this machine's owner, and knows none of the notebooks."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for path in (folder / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.execution_count = None  # so that a number says: this cell has run here
+        nbformat.write(notebook, path)
+    settings = {
+        "notebook-extension/tracker": '{"windowingMode": "none"}',  # every cell is on the page, not only those in view
+        "apputils-extension/themes": '{"adaptive-theme": true}',  # light or dark as the browser is
+    }
+    for name, text in settings.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    own = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")
+    environment = {name: str(folder / name.lower()) for name in own}
+    environment |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTER_TOKEN": TOKEN}
+    with lab_server(folder, folder / "log", **environment) as address:
+        yield address
+
+
+def open_notebook(page, lab, name):
+    page.goto(f"{lab}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?token={TOKEN}")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    saved = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    expect(page.locator(".jp-Notebook .jp-Cell")).to_have_count(len(saved.cells))
+    return saved
+
+
+@pytest.fixture(scope="module")
+def opened(request, lab, new_page):
+    """A notebook as it is when one has just opened it."""
+    page = new_page()
+    saved = open_notebook(page, lab, request.param)
+    yield SimpleNamespace(name=request.param, page=page, saved=saved)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def ran(opened):
+    """The same, after Run > Run All Cells."""
+    page = opened.page
+    wait_for_kernel(page)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    number = re.compile(r"\[\d+\]")
+    has_run = page.locator(".jp-CodeCell .jp-InputArea-prompt", has_text=number)
+    cells = [cell for cell in opened.saved.cells if cell.cell_type == "code"]
+    expect(has_run.nth(len(cells) - 1).or_(page.locator(f".jp-Notebook {COMPLAINT}")).first).to_be_attached()
+    wait_for_kernel(page)
+    return opened
+
+
+def wait_for_kernel(page):
+    page.locator('.jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
+
+
+def pictures_of(saved):
+    """How many pictures of ours a notebook was saved with."""
+    outputs = [output for cell in saved.cells for output in cell.get("outputs", []) if "data" in output]
+    return sum(output["data"].get("text/html", "").count('src="data:image/svg+xml,') for output in outputs)
+
+
+every_notebook = pytest.mark.parametrize("opened", RUN, indirect=True, scope="module")
+
+
+@every_notebook
+def test_its_pictures_stand_there_before_anything_is_run(opened):
+    """In a fresh clone, which JupyterLab does not trust: no script runs, and the pictures are there all the same."""
+    page = opened.page
+    pictures = page.locator('.jp-OutputArea-output img[alt][src^="data:image/svg"]')
+    expect(pictures).to_have_count(pictures_of(opened.saved))
+    page.wait_for_function(
+        "(images) => images.every((image) => image.naturalWidth > 100)", arg=pictures.element_handles()
+    )
+    expect(page.locator(".pc-player, .jp-Notebook .jupyter-widgets")).to_have_count(0)
+    pictures.first.scroll_into_view_if_needed()
+    shoot(page, f"lab-{opened.name}-fresh")
+
+
+@every_notebook
+def test_it_runs_from_top_to_bottom(ran):
+    page = ran.page
+    assert page.locator(f".jp-Notebook {COMPLAINT}").all_inner_texts() == []
+    assert not re.search("Error displaying widget|Failed to load model", page.locator(".jp-Notebook").inner_text())
+    shoot(page, f"lab-{ran.name}-ran")
+
+
+@pytest.mark.parametrize("opened", ["03_block_tables"], indirect=True, scope="module")
+def test_a_dragged_slider_leads_to_another_token(ran):
+    page = ran.page
+    output = page.locator(".jp-OutputArea-output", has=page.locator(".widget-slider")).first
+    handle = output.locator(".widget-slider", has_text="Token").get_by_role("slider")
+    picture = output.locator("img")
+    handle.scroll_into_view_if_needed()
+
+    def follows(token):
+        expect(picture).to_have_attribute("alt", re.compile(f"token {token} of sequence A"))
+
+    follows(6)
+    knob, track = handle.bounding_box(), output.locator(".widget-slider .noUi-base").first.bounding_box()
+    page.mouse.move(knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(track["x"] + track["width"] * 2 / 9, knob["y"] + knob["height"] / 2, steps=8)
+    page.mouse.up()
+    follows(2)
+    shoot(page, "lab-03_block_tables-dragged")
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    follows(3)
+    page.keyboard.press("End")
+    follows(9)
+    output.get_by_role("button", name="Append 1").click()
+    follows(10)
+    output.get_by_role("button", name="Start over").click()
+    follows(6)
+
+
+@pytest.mark.parametrize("opened", WITH_PLAYERS, indirect=True, scope="module")
+def test_a_player_steps_in_a_running_notebook(ran):
+    page = ran.page
+    player = page.locator(".jp-Notebook .pc-player").first
+    player.wait_for()
+    step_through(player, page)
+    shoot(page, f"lab-{ran.name}-player")
+    play(player, page)
+    assert not is_dark(player.locator(".pc-player-picture svg"))
+    page.emulate_media(color_scheme="dark")
+    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    assert is_dark(player.locator(".pc-player-picture svg"))
+    shoot(page, f"lab-{ran.name}-player-dark")
+
+
+def test_in_the_dark(lab, new_page):
+    page = new_page("dark")
+    open_notebook(
+        page, lab, "02_block_allocator"
+    )  # no other test's: two pages on one kernel hear of each other's widgets
+    picture = page.locator('.jp-OutputArea-output img[src^="data:image/svg"]').first
+    picture.wait_for()
+    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    assert is_dark(picture)
+    shoot(page, "lab-02_block_allocator-dark")
+    page.close()
+
+
+# ---- the site, from disk
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return build_site(tmp_path_factory.mktemp("site")).as_uri()
+
+
+@pytest.fixture
+def open_page(site, new_page):
+    """Opens pages of the site, and lets none of them ask for anything but files of the site."""
+    asked, pages = [], []
+
+    def open_page(path, color_scheme="light", **options):
+        page = new_page(color_scheme, **options)
+        pages.append(page)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{site}/{path}")
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert asked
+    assert [url for url in asked if not url.startswith((site, "data:"))] == []
+
+
+def players_saved():
+    """{notebook: how many players it was saved with}, of those that have any."""
+    counts = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        counts[path.stem] = sum("pc-player" in data.get("text/html", "") for data in outputs)
+    return {name: count for name, count in counts.items() if count}
+
+
+def test_the_site_leads_from_its_front_page_through_the_tour(open_page):
+    page = open_page("index.html")
+    expect(page.get_by_role("img", name="One token followed from its position")).to_be_visible()
+    shoot(page, "site-front")
+    page.get_by_role("cell").get_by_role("link", name="03_block_tables").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("03 · Block tables")
+    shoot(page, "site-03_block_tables")
+    page.get_by_role("link", name="Next").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("04")
+
+
+def test_the_site_is_searched_from_disk(open_page):
+    page = open_page("index.html")
+    page.get_by_role("textbox", name="Search").fill("watermark")
+    page.keyboard.press("Enter")
+    found = page.locator("#search-results").get_by_role("link", name="09 · Running out").first
+    found.wait_for()
+    shoot(page, "site-search")
+    found.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("09 · Running out")
+
+
+def test_the_site_fits_into_a_narrow_window(open_page):
+    page = open_page("notebooks/03_block_tables.html", viewport={"width": 390, "height": 800})
+    shoot(page, "site-narrow")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.evaluate("window.scrollTo(0, 1400)")
+    shoot(page, "site-narrow-picture")
+
+
+def test_pictures_are_light_or_dark_as_the_site_is(open_page):
+    """As the system says, or against it, once the reader has pressed the switch."""
+    page = open_page("notebooks/03_block_tables.html", "dark")
+    picture = page.locator('img[src^="data:image/svg"]').first
+    assert is_dark(picture)
+    shoot(page, "site-03_block_tables-dark")
+    for _ in range(3):  # the switch has three positions: as the system is, light, dark
+        if page.locator("body").get_attribute("data-theme") != "light":
+            page.locator(".content-icon-container .theme-toggle").click()
+    expect(page.locator("body")).to_have_attribute("data-theme", "light")
+    assert not is_dark(picture)
+
+
+@pytest.mark.parametrize("name", sorted({*WITH_PLAYERS, *players_saved()}))
+def test_every_player_steps_from_disk(open_page, name):
+    page = open_page(f"notebooks/{name}.html")
+    players = page.locator(".pc-player")
+    expect(players).to_have_count(players_saved()[name])
+    for player in players.all():
+        step_through(player, page)
+    shoot(page, f"site-{name}-player")
+
+
+def test_a_player_plays_and_rests(open_page):
+    """With the browser's clock in our hands: a step comes when it is due, and none after a pause."""
+    page = open_page(f"notebooks/{WITH_PLAYERS[0]}.html")
+    page.clock.install()
+    page.reload()
+    player = page.locator(".pc-player").first
+    player.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Space")
+    while player.get_attribute("data-frame") != "2":
+        page.clock.run_for(100)
+    page.keyboard.press("Space")
+    page.clock.run_for(60_000)
+    expect(player).to_have_attribute("data-frame", "2")
+    page.keyboard.press("ArrowRight")
+    expect(player).to_have_attribute("data-frame", "3")
+
+
+def test_a_player_offers_no_motion_to_those_who_want_none(open_page):
+    page = open_page(f"notebooks/{WITH_PLAYERS[0]}.html", "dark", reduced_motion="reduce")
+    player = page.locator(".pc-player").first
+    expect(player.locator(".pc-player-play")).to_be_hidden()
+    step_through(player, page)
+    assert is_dark(player.locator(".pc-player-picture svg"))
+    shoot(page, "site-player-dark")
