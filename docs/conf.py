@@ -24,7 +24,14 @@ release = PROJECT["version"]
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 
 root_doc = "README"
-include_patterns = ["README.md", "docs/*.md", "kernels/README.md", "notebooks/*.ipynb", "notebooks/data/README.md"]
+include_patterns = [
+    "README.md",
+    "docs/*.md",
+    "kernels/README.md",
+    "notebooks/*.ipynb",
+    "notebooks/data/README.md",
+    "training/README.md",
+]
 exclude_patterns = [".*", "_site", "build", "dist", "screenshots"]  # folders not even to look into
 
 nb_execution_mode = "off"  # what was committed is what is shown
@@ -58,6 +65,7 @@ REFERENCE = [
     "docs/kernels",
     "To change a kernel <kernels/README>",
     "The request lengths of notebook 01 <notebooks/data/README>",
+    "training/README",
 ]
 CONTENTS = """
 ```{{toctree}}
