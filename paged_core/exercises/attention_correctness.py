@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from paged_core.exercises.exercise import Exercise, Trial, attempt, close, same
+from paged_core.exercises.exercise import Exercise, Trial, attempt, close, same, trial
 from paged_core.reference import UNIT_ROUNDOFF, dense_attention
 from paged_core.viz.answers import grids, held
 

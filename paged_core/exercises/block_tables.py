@@ -71,7 +71,7 @@ def _grown(answer: Any, num_blocks: int, max_blocks: int, lengths: list[int], bl
         elif refusal and not isinstance(result, Failure):
             rows.append(Row(words, refusal.__name__, list(blocks)))
         else:
-            rows.append(Row(words, list(seq.blocks), list(blocks)))
+            rows.append(Row(f"{words}{', refused: blocks' if refusal else ''}", list(seq.blocks), list(blocks)))
         rows.append(Row("blocks in use", twin.in_use, allocator.in_use))
         wrong = next((row for row in rows[-2:] if not same(row.expected, row.got)), None)
         if wrong:

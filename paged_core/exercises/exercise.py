@@ -11,10 +11,12 @@ import io
 import linecache
 import sys
 import tokenize
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
 from html import escape
+from pathlib import Path
 from textwrap import dedent, indent
 from types import CodeType
 from typing import Any, NamedTuple
@@ -23,7 +25,8 @@ from paged_core.errors import PagedCoreError
 from paged_core.viz.answers import Row, compared, written
 from paged_core.viz.svg import Svg
 
-MAX_STEPS = 200_000  # lines of Python that one call of an answer may run: a hundred times what any needs
+_PACKAGE = str(Path(__file__).parents[1])
+MAX_STEPS = 1_000_000  # of Python's own machine, for one call of an answer: a hundred times what any needs
 
 
 class ExerciseError(PagedCoreError, AssertionError):
@@ -32,8 +35,8 @@ class ExerciseError(PagedCoreError, AssertionError):
     It is a PagedCoreError like all of this package, and an AssertionError because that is what a test is: whoever marks
     answers with pytest or unittest sees a failure, not an error of the marking.
 
-    `given` says in words what went in where `expected` and `got` differ, in the smallest case found; `picture` shows it.
-    All are None where no case was tried.
+    `given` says in words what went in where `expected` and `got` differ, in the smallest case found; `picture` shows
+    that case. All are None where none was tried.
     """
 
     def __init__(self, message: str, trial: Trial | None = None, picture: Svg | None = None) -> None:
@@ -158,11 +161,16 @@ class Exercise:
 
 
 def attempt(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What a call gives, as plain Python; a Failure where it raises, or does not end."""
+    """What a call gives, as plain Python; a Failure where it raises, or does not end.
+
+    Steps are counted rather than seconds, so that a verdict is the same on every machine. What never ends *inside* one
+    of Python's own functions, such as sum(itertools.count()), takes no step and is not stopped.
+    """
     steps, tracer = 0, sys.gettrace()
 
     def count(frame, event, argument):
         nonlocal steps
+        frame.f_trace_opcodes = True  # `while True: pass` never comes to a new line
         steps += 1
         if steps > MAX_STEPS:
             raise _Stopped
@@ -179,11 +187,11 @@ def attempt(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         raise
     except _Stopped as error:
         words = f"no end after {MAX_STEPS:,} steps: is there a loop without an end?"
-        return Failure(error, words + _where(error, call))
+        return Failure(error, words + _where(error))
     except RecursionError as error:
-        return Failure(error, f"RecursionError: it calls itself without an end{_where(error, call)}")
+        return Failure(error, f"RecursionError: it calls itself without an end{_where(error)}")
     except BaseException as error:  # SystemExit too: an answer ends itself, not the notebook
-        return Failure(error, f"{type(error).__name__}: {written(str(error))}{_where(error, call)}")
+        return Failure(error, f"{type(error).__name__}: {written(str(error))}{_where(error)}")
 
 
 class _Stopped(BaseException):
@@ -215,15 +223,11 @@ def close(expected: Any, got: Any, relative: float = 1e-9) -> bool:
     return got == expected or abs(got - expected) <= relative * max(abs(expected), 1e-300)
 
 
-def _where(error: BaseException, call: Callable[..., Any]) -> str:
+def _where(error: BaseException) -> str:
     """The line of the answer's own text at which it happened."""
-    code = _code_of(getattr(call, "__func__", call))
-    trace, line = error.__traceback__, None
-    while trace is not None:
-        if code and trace.tb_frame.f_code.co_filename == code.co_filename:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    text = linecache.getline(code.co_filename, line).strip() if code and line else ""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    file = next((file for file, _ in frames if not file.startswith(_PACKAGE)), "")
+    text = next((linecache.getline(file, line).strip() for name, line in reversed(frames) if name == file), "")
     return f", at `{text}`" if text else ""
 
 

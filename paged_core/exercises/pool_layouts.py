@@ -31,19 +31,24 @@ def _x_split(answer: Any) -> Iterator[Trial]:
             ]
             for token in tokens
         ]
-        got: Any = [[attempt(answer, block, head, token, dim, g, x) for dim in dims] for token in tokens]
-        at = next(((t, d) for t in tokens for d in dims if not same(expected[t][d], got[t][d])), (0, 0))
+        got = attempt(_table, answer, tokens, dims, block, head, g, x)
+        table = got if isinstance(got, list) else [[got] * len(dims)]  # one that fails does so at once
+        at = next(((t, d) for t in tokens for d in dims if not same(expected[t][d], table[t][d])), (0, 0))
         sizes = f"{g.num_kv_heads} KV heads, block_size {g.block_size}, head_dim {g.head_dim}, x {x}"
         yield Trial(
             f"block {block}, head {head}, token {at[0]}, dim {at[1]}; {sizes}",
             expected[at[0]][at[1]],
-            got[at[0]][at[1]],
+            table[at[0]][at[1]],
             same(expected, got),
             partial(
                 grids, expected, got, given=f"block {block}, head {head}; {sizes}", down="token", across="dim",
                 look=lambda _: sequence_style(0), label=lambda value: value if isinstance(value, int) else "!",
             ),
         )  # fmt: skip
+
+
+def _table(answer: Any, tokens: range, dims: range, block: int, head: int, g: Geometry, x: int) -> list[list[Any]]:
+    return [[answer(block, head, token, dim, g, x) for dim in dims] for token in tokens]
 
 
 def _any_layout(answer: Any) -> Iterator[Trial]:

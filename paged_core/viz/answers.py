@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from textwrap import wrap
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from paged_core.viz.style import SequenceStyle, sequence_style
 from paged_core.viz.svg import SIZE, SMALL, TITLE_HEIGHT, Svg, text_width
 
 WIDTH = 900  # px: a notebook's column
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _MOST_ROWS, _MOST_CELLS = 9, 12
 _CELL = 32  # px: the height of a cell
 
@@ -108,6 +110,7 @@ def written(thing: Any, most: int = 150) -> str:
         words = f"[{', '.join(written(part) for part in thing)}]"
     elif isinstance(thing, bytes):
         words = thing.hex()
+    words = _ADDRESS.sub("", words)  # of an object in memory: another one in every run
     return words if len(words) <= most else words[: most - 4] + " ..."
 
 
