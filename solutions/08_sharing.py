@@ -9,7 +9,7 @@ def keys(tokens, block_size, start, hash):
 
 
 def eviction_order(events):
-    order = {}  # a dict keeps its keys in the order in which they came
+    order: dict[int, None] = {}  # a dict keeps its keys in the order in which they came
     for what, blocks in events:
         for block in reversed(blocks):  # of a sequence the last block goes first
             order.pop(block, None)

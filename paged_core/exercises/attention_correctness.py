@@ -24,7 +24,7 @@ def _masks(answer: Any) -> Iterator[Trial]:
         weights = dense_attention(q, k, np.eye(context)[:, None], sliding_window=window)[:, 0]
         expected = (weights > 0).tolist()
         got = attempt(answer, queries, context, window)
-        given = f"{queries} queries, context {context}, window {window}"
+        given = f"queries {queries}, context {context}, window {window}"
         draw = partial(grids, expected, got, given=given, down="query", across="key", look=held, label=_sees)
         yield Trial(given, expected, got, same(expected, got), draw)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import linecache
+import math
 import sys
 import tokenize
 import traceback
@@ -191,7 +192,8 @@ def attempt(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     except RecursionError as error:
         return Failure(error, f"RecursionError: it calls itself without an end{_where(error)}")
     except BaseException as error:  # SystemExit too: an answer ends itself, not the notebook
-        return Failure(error, f"{type(error).__name__}: {written(str(error))}{_where(error)}")
+        said = f": {error}" if str(error) else ""
+        return Failure(error, f"{type(error).__name__}{written(said)}{_where(error)}")
 
 
 class _Stopped(BaseException):
@@ -220,7 +222,7 @@ def close(expected: Any, got: Any, relative: float = 1e-9) -> bool:
         return isinstance(got, list) and len(got) == len(expected) and all(map(close, expected, got))
     if isinstance(got, bool) or not isinstance(got, int | float):
         return False
-    return got == expected or abs(got - expected) <= relative * max(abs(expected), 1e-300)
+    return math.isclose(got, expected, rel_tol=relative)
 
 
 def _where(error: BaseException) -> str:
@@ -272,11 +274,8 @@ def _lines_of(name: str, answer: Any) -> tuple[int, bool]:
         if first <= token.start[0] <= last and token.type not in _NO_CODE:
             lines.update(range(token.start[0], token.end[0] + 1))
             semicolons += token.string == ";"
-    empty = all(
-        isinstance(node, ast.Pass | ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-        for node in body
-    )
-    return len(lines) + semicolons, empty
+    return len(lines) + semicolons, all(ast.unparse(node) in _NOTHING_YET for node in body)
 
 
+_NOTHING_YET = ("...", "pass", "raise NotImplementedError", "raise NotImplementedError()")
 _NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

@@ -34,7 +34,7 @@ def _x_split(answer: Any) -> Iterator[Trial]:
         got = attempt(_table, answer, tokens, dims, block, head, g, x)
         table = got if isinstance(got, list) else [[got] * len(dims)]  # one that fails does so at once
         at = next(((t, d) for t in tokens for d in dims if not same(expected[t][d], table[t][d])), (0, 0))
-        sizes = f"{g.num_kv_heads} KV heads, block_size {g.block_size}, head_dim {g.head_dim}, x {x}"
+        sizes = f"num_kv_heads {g.num_kv_heads}, block_size {g.block_size}, head_dim {g.head_dim}, x {x}"
         yield Trial(
             f"block {block}, head {head}, token {at[0]}, dim {at[1]}; {sizes}",
             expected[at[0]][at[1]],
