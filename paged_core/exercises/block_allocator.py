@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from paged_core.allocator import BlockAllocator
 from paged_core.errors import InvalidBlock, PoolExhausted
 from paged_core.exercises.exercise import Exercise, Failure, Trial, attempt, same, trial
-from paged_core.viz.answers import Row, compared
+from paged_core.viz.answers import Input, Row, compared
+from paged_core.viz.style import SequenceStyle, sequence_style
 
 Step = tuple[str, int]  # ("takes", how many blocks) or ("gives back", what which earlier step took)
 
@@ -88,7 +89,12 @@ def _culprits(answer: Any) -> Iterator[Trial]:
         if mine != counts and not isinstance(got, Failure):
             got = f"{got}, and ref_counts has become {mine}"
         given = f"ref_counts {counts}, blocks {blocks}"
-        yield trial(given, "the culprit", expected, got)
+        inputs = [Input("ref_counts", counts, _counted(counts)), Input("blocks to free", blocks, lambda _: "empty")]
+        yield trial(given, "the culprit", expected, got, inputs=inputs)
+
+
+def _counted(counts: list[int]) -> Callable[[int], SequenceStyle | str]:
+    return lambda block: sequence_style(0) if counts[block] else "free"
 
 
 def _culprit(counts: list[int], blocks: list[int]) -> int | None:

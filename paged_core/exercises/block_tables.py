@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,28 +15,35 @@ from paged_core.errors import PoolExhausted, SequenceTooLong
 from paged_core.exercises.exercise import Exercise, Failure, Trial, attempt, same, trial
 from paged_core.pool import slot_mapping
 from paged_core.sequence import PagedSeqState
-from paged_core.viz.answers import Row, compared
+from paged_core.viz.answers import Input, Row, compared
+from paged_core.viz.style import SequenceStyle, letter, sequence_style
 
 PAST_THE_END = 1_000_000  # what stands in a table where nobody may look
 
 
 def _slots(answer: Any) -> Iterator[Trial]:
     rng = random.Random(3)
-    cases = [([3], 4, 1, 1), ([5, 2], 4, 6, 2), ([5, 2], 4, 5, 3), ([9, 2, 31], 16, 41, 41), ([7, 0], 4, 8, 1)]
+    by_hand = [([3], 4, 1, 1), ([5, 2], 4, 6, 2), ([5, 2], 4, 5, 3), ([7, 0], 4, 8, 1), ([9, 2, 31], 16, 41, 41)]
+    drawn = []
     for _ in range(200):
         block_size, context = rng.randint(1, 5), rng.randint(1, 20)
         blocks = rng.sample(range(30), -(-context // block_size))
-        cases.append((blocks, block_size, context, rng.randint(0, context)))
-    for blocks, block_size, context, new in sorted(cases, key=lambda case: case[2]):
+        drawn.append((blocks, block_size, context, rng.randint(0, context)))
+    for blocks, block_size, context, new in by_hand + sorted(drawn, key=lambda case: case[2]):
         table = [*blocks, PAST_THE_END]
         starts = mx.array([0, new], mx.int32)
         tables, contexts = mx.array([table], mx.int32), mx.array([context], mx.int32)
         expected = slot_mapping(tables, contexts, block_size, starts).tolist()
         got = attempt(answer, list(table), block_size, context, new)
         given = f"blocks {table}, block_size {block_size}, context {context}, new {new}"
-        yield trial(
-            given, f"slots of positions {context - new} to {context - 1}" if new else "no new token", expected, got
-        )
+        words = f"slots of positions {context - new} to {context - 1}" if new else "no new token"
+        inputs = [Input("blocks", table, _up_to(len(blocks)))]
+        yield trial(given, words, expected, got, inputs=inputs)
+
+
+def _up_to(end: int) -> Callable[[int], SequenceStyle | str]:
+    """A sequence's own entries, and poison after them."""
+    return lambda i: sequence_style(0) if i < end else "nan"
 
 
 def _growths(answer: Any) -> Iterator[Trial]:
@@ -80,6 +87,7 @@ def _grown(answer: Any, num_blocks: int, max_blocks: int, lengths: list[int], bl
         wrong = None
     given = f"block_size {block_size}, max_blocks {max_blocks}, an allocator of {num_blocks}; target_len "
     given += ", then ".join(map(str, lengths[: len(rows) // 2]))
+    given += f" ({wrong.words})" if wrong else ""
     last = wrong or rows[-1]
     return Trial(
         given, last.expected, last.got, wrong is None,
@@ -89,28 +97,29 @@ def _grown(answer: Any, num_blocks: int, max_blocks: int, lengths: list[int], bl
 
 def _owners(answer: Any) -> Iterator[Trial]:
     rng = random.Random(5)
-    cases: list[tuple[int, list[list[int]], list[int]]] = [
-        (4, [[1]], [3]),
-        (4, [[2, 0], [1]], [5, 4]),
-        (1, [[1], []], [1, 0]),
-    ]
+    by_hand = [(4, [[1]], [3]), (4, [[2, 0], [1]], [5, 4]), (1, [[1], []], [1, 0])]
+    drawn = []
     for _ in range(60):
-        block_size, ids = rng.randint(1, 4), rng.sample(range(8), 8)
+        block_size, ids = rng.randint(1, 4), rng.sample(range(9), 9)
         lens = [rng.randint(0, 3 * block_size) for _ in range(rng.randint(1, 3))]
-        tables = [[ids.pop() for _ in range(-(-n // block_size))] if n < 3 * block_size else [] for n in lens]
-        cases.append((block_size, tables, [n if table else 0 for n, table in zip(lens, tables, strict=True)]))
-    for block_size, tables, lens in sorted(cases, key=lambda case: sum(case[2])):
+        drawn.append((block_size, [[ids.pop() for _ in range(-(-n // block_size))] for n in lens], lens))
+    for block_size, tables, lens in by_hand + sorted(drawn, key=lambda case: sum(case[2])):
         owner: dict[int, list[int]] = {}
         for seq, (table, context) in enumerate(zip(tables, lens, strict=True)):
             if context:
                 arrays = mx.array([table], mx.int32), mx.array([context], mx.int32)
                 mapped = np.array(slot_mapping(*arrays, block_size, mx.array([0, context], mx.int32)))
                 owner |= {slot: [seq, position] for position, slot in enumerate(mapped.tolist())}
-        for slot in range(8 * block_size):
+        for slot in range(9 * block_size):
             expected = owner.get(slot)
             got = attempt(answer, slot, block_size, [list(table) for table in tables], list(lens))
             given = f"slot {slot}, block_size {block_size}, tables {tables}, lens {lens}"
-            yield trial(given, f"who has slot {slot}?", expected, got)
+            inputs = [Input(f"{letter(i)}: len {lens[i]}", table, _all(i)) for i, table in enumerate(tables)]
+            yield trial(given, f"who has slot {slot}?", expected, got, inputs=inputs)
+
+
+def _all(seq: int) -> Callable[[int], SequenceStyle]:
+    return lambda _: sequence_style(seq)
 
 
 slots = Exercise("slots by hand", _slots, lines=3)

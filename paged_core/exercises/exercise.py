@@ -13,7 +13,7 @@ import math
 import sys
 import tokenize
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from html import escape
@@ -23,7 +23,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 from paged_core.errors import PagedCoreError
-from paged_core.viz.answers import Row, compared, written
+from paged_core.viz.answers import Input, Row, compared, written
 from paged_core.viz.svg import Svg
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -74,10 +74,13 @@ class Trial(NamedTuple):
     draw: Callable[..., Svg]  # of the picture's title
 
 
-def trial(given: str, words: str, expected: Any, got: Any, equal: Callable[[Any, Any], bool] | None = None) -> Trial:
-    """A case with one answer. `words` name it in the picture; `equal` is `same` unless given."""
+def trial(
+    given: str, words: str, expected: Any, got: Any, equal: Callable[[Any, Any], bool] | None = None,
+    inputs: Sequence[Input] = (),
+) -> Trial:  # fmt: skip
+    """A case with one answer. In the picture `words` name it and `inputs` are drawn; `equal` is `same` unless given."""
     equal = equal or same
-    draw = partial(compared, [Row(words, expected, got)], given=given, equal=equal)
+    draw = partial(compared, [Row(words, expected, got)], given=given, inputs=inputs, equal=equal)
     return Trial(given, expected, got, equal(expected, got), draw)
 
 

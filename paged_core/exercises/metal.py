@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from paged_core.executors.edited import run_edited
 from paged_core.executors.source import files
 from paged_core.executors.trace import Trace
 from paged_core.exercises.exercise import Trial, trial
+from paged_core.viz.answers import Row, compared
 
 SECONDS = 10.0  # that the kernels of one trial may run
 _DIMS = 3  # of a head that are shown
@@ -59,10 +61,17 @@ def sequences(case: PagedCase, output: NDArray[np.float64] | KernelError, facts:
         yield -1, trial(given, "the simulator's verdict", "an output", said)
         return
     share, oracle = case.share_of_bound(mx.array(output)), case.oracle()
+    rows: list[Row] = []
     for i in sorted(range(len(case.seqs)), key=lambda i: case.seqs[i].len):
+        tokens, right = case.seqs[i].len, bool(share[i].max() <= 1)
         head, dim = np.unravel_index(share[i].argmax(), share[i].shape)
         first = min(int(dim), oracle.shape[2] - _DIMS)
-        expected, got = ([f"{value:.3f}" for value in x[i, head, first : first + _DIMS]] for x in (oracle, output))
-        given, right = f"a sequence of {case.seqs[i].len} tokens; {facts}", bool(share[i].max() <= 1)
-        words = f"query head {head}, dims {first} to {first + _DIMS - 1}"
-        yield i, trial(given, words, expected, got, lambda *_, right=right: right)
+        expected, got = ([f"{value:.4g}" for value in x[i, head, first : first + _DIMS]] for x in (oracle, output))
+        where = f"{counted(tokens)}: query head {head}, dims {first} to {first + _DIMS - 1}"
+        rows.append(Row(counted(tokens), "right", "right") if right else Row(where, expected, got))
+        given = f"a sequence of {counted(tokens)}; {facts}"
+        yield i, Trial(given, expected, got, right, partial(compared, rows[:], given=given))
+
+
+def counted(tokens: int) -> str:
+    return "1 token" if tokens == 1 else f"{tokens} tokens"

@@ -9,6 +9,8 @@ from typing import Any
 from paged_core.allocator import BlockAllocator
 from paged_core.exercises.exercise import Exercise, Trial, attempt, trial
 from paged_core.scheduler import Scheduler
+from paged_core.viz.answers import Input
+from paged_core.viz.style import sequence_style
 
 
 def _scheduler(num_blocks: int, watermark: int = 0) -> Scheduler:
@@ -34,7 +36,8 @@ def _victims(answer: Any) -> Iterator[Trial]:
         expected = _preempted(held, free)
         got = attempt(answer, list(held), free)
         given = f"held {held}, free {free}"
-        yield trial(given, "give way, in this order", expected, got)
+        inputs = [Input("blocks held", held, sequence_style)]
+        yield trial(given, "give way, in this order", expected, got, inputs=inputs)
 
 
 def _preempted(held: list[int], free: int) -> list[int]:
@@ -60,7 +63,7 @@ def _admissions(answer: Any) -> Iterator[Trial]:
         expected = _admitted(needed, free, watermark, running)
         got = attempt(answer, list(needed), free, watermark, running)
         given = f"needed {needed}, free {free}, watermark {watermark}, running {running}"
-        yield trial(given, "let in", expected, got)
+        yield trial(given, "let in", expected, got, inputs=[Input("blocks needed", needed, sequence_style)])
 
 
 def _admitted(needed: list[int], free: int, watermark: int, running: int) -> int:

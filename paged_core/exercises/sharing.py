@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
 from paged_core.allocator import BlockAllocator
 from paged_core.exercises.exercise import Exercise, Trial, attempt, trial
 from paged_core.prefix import BlockChain, PrefixCache
+from paged_core.viz.answers import Input
+from paged_core.viz.style import SequenceStyle, sequence_style
 
 Event = tuple[str, list[int]]
 
@@ -26,15 +28,21 @@ def _hash(before: bytes, tokens: Sequence[int]) -> bytes:
 
 def _chains(answer: Any) -> Iterator[Trial]:
     rng = random.Random(8)
-    cases = [([3, 1, 4, 1], 4), ([3, 1, 4], 4), ([3, 1, 4, 1, 5], 4), ([3, 1, 4, 1, 5, 9, 2, 6], 4), ([], 4)]
-    cases += [([rng.randrange(100) for _ in range(rng.randint(0, 14))], rng.randint(1, 5)) for _ in range(100)]
-    for tokens, block_size in sorted(cases, key=lambda case: len(case[0])):
+    by_hand = [([], 4), ([3, 1, 4, 1], 4), ([3, 1, 4], 4), ([3, 1, 4, 1, 5], 4), ([3, 1, 4, 1, 5, 9, 2, 6], 4)]
+    drawn = [([rng.randrange(100) for _ in range(rng.randint(0, 14))], rng.randint(1, 5)) for _ in range(100)]
+    for tokens, block_size in by_hand + sorted(drawn, key=lambda case: len(case[0])):
         salt = bytes([rng.randrange(256)])
         start = _short(b"paged_core prefix\0" + salt)
         expected = BlockChain(tokens, block_size=block_size, salt=salt, hash_function=_short).keys
         got = attempt(answer, list(tokens), block_size, start, _hash)
         given = f"tokens {tokens}, block_size {block_size}, start {start.hex()}"
-        yield trial(given, "keys", list(expected), got)
+        inputs = [Input("tokens", tokens, _full(len(expected) * block_size))]
+        yield trial(given, "keys", list(expected), got, inputs=inputs)
+
+
+def _full(num_tokens: int) -> Callable[[int], SequenceStyle | str]:
+    """So many tokens lie in full blocks."""
+    return lambda i: sequence_style(0) if i < num_tokens else "free"
 
 
 def _evictions(answer: Any) -> Iterator[Trial]:
@@ -51,7 +59,8 @@ def _evictions(answer: Any) -> Iterator[Trial]:
         expected = _order(events)
         got = attempt(answer, [(what, list(blocks)) for what, blocks in events])
         given = ", then ".join(f"{what} {blocks}" for what, blocks in events) or "nothing"
-        yield trial(given, "evicted, in this order", expected, got)
+        inputs = [Input(f"{i}. {what}", blocks, lambda _: "cached") for i, (what, blocks) in enumerate(events, 1)]
+        yield trial(given, "evicted, in this order", expected, got, inputs=inputs)
 
 
 def _events(rng: random.Random) -> list[Event]:

@@ -24,20 +24,37 @@ class Row(NamedTuple):
     got: Any
 
 
+class Input(NamedTuple):
+    """Something that went in, as cells, each in the look that its place gives it."""
+
+    words: str
+    cells: Sequence[Any]
+    look: Callable[[int], SequenceStyle | str] = lambda _: sequence_style(0)
+
+
 def compared(
-    rows: Sequence[Row], *, title: str, given: str, equal: Callable[[Any, Any], bool] | None = None
+    rows: Sequence[Row], *, title: str, given: str, inputs: Sequence[Input] = (),
+    equal: Callable[[Any, Any], bool] | None = None,
 ) -> Svg:  # fmt: skip
     """Rows of expected and got side by side, those up to the first that differs; there its first difference has a red
-    edge. `given` says what went in, and `equal` whether two things agree.
+    edge. `given` says what went in, `inputs` are drawn, and `equal` says whether two things agree.
     """
     equal = equal or _equal
     first = next((i for i, row in enumerate(rows) if not equal(row.expected, row.got)), len(rows) - 1)
     shown = rows[max(0, first + 1 - _MOST_ROWS) : first + 1]
-    left = 24 + min(300, max(text_width(row.words, 15) for row in shown))
+    left = 24 + min(300, max(text_width(words, 15) for words, *_ in (*shown, *inputs)))
     half = (WIDTH - left - 12) / 2
     alt = " ".join(f"{row.words}: expected {written(row.expected)}, got {written(row.got)}." for row in shown)
     svg = Svg(WIDTH, 0, title=title, alt=f"Given {given}: {alt}")
-    y = _given(svg, given) + 16
+    y = _given(svg, given)
+    for i, part in enumerate(inputs):
+        y += 10 * (i == 0)
+        svg.text(12, y + 21, part.words, size=15)
+        width = min(46.0, (WIDTH - left - 12) / max(1, len(part.cells)))
+        for j, value in enumerate(part.cells):
+            svg.cell(left + j * width, y, width - 4, _CELL, part.look(j), written(value), size=15)
+        y += _CELL + 8
+    y += 24 if inputs else 16
     for x, words in ((left, "expected"), (left + half, "got")):
         svg.text(x, y, words, size=15, weight="bold", color="muted")
     y += 10
@@ -139,7 +156,7 @@ def _first_difference(row: Row, equal: Callable[[Any, Any], bool]) -> int | None
 def _draw(svg: Svg, x: float, y: float, width: float, thing: Any, at: int | None, *, wrong: bool) -> float:
     """A list as cells, with a mark at cell `at`; anything else in words. Returns its height in px."""
     if not isinstance(thing, list) or any(isinstance(part, list) for part in thing):
-        lines = wrap(written(thing), int(width / text_width("n", 15))) or [""]
+        lines = wrap(written(thing, 320), int(width / text_width("n", 15))) or [""]
         for i, line in enumerate(lines):
             color = "danger" if wrong else "ink"
             svg.text(x, y + 21 + 18 * i, line, size=15, color=color, weight="bold" if wrong else "normal")
