@@ -289,6 +289,13 @@ def test_whatever_an_answer_does_becomes_words(body, told):
     assert sys.gettrace() is None or "count" not in repr(sys.gettrace())
 
 
+@pytest.mark.parametrize("caught", ["except:", "except BaseException:"])
+def test_an_answer_may_not_catch_what_stops_it(caught):
+    verdict = verdict_on(f"def culprit(a, b):\n    while True:\n        try: 1 / 0\n        {caught} pass\n")
+    assert isinstance(verdict.error, WrongAnswer) and "name the exception" in repr(verdict)
+    assert verdict._repr_mimebundle_() == {"text/plain": repr(verdict)}
+
+
 def test_what_it_printed_is_told_for_the_case_that_failed():
     verdict = verdict_on("def culprit(ref_counts, blocks):\n    print('looking at', blocks)\n    return None\n")
     assert repr(verdict).endswith("printed\n    looking at [0]")

@@ -44,32 +44,40 @@ def _life(rng: random.Random) -> list[Step]:
 
 def _lived(answer: Any, num_blocks: int, steps: list[Step]) -> Trial:
     allocator, mine = BlockAllocator(num_blocks), attempt(answer, num_blocks)
-    rows = [] if not isinstance(mine, Failure) else [Row(f"a pool of {num_blocks}", "a free list", mine)]
-    taken: dict[int, list[int]] = {}
+    if isinstance(mine, Failure):
+        return trial(f"a pool of {num_blocks}", "a new free list", "a free list", mine)
+    rows: list[Row] = []
+    taken: dict[int, list[int]] = {}  # by which step
     for i, (what, number) in enumerate(steps):
-        if rows and not same(rows[-1].expected, rows[-1].got):
-            break
         if what == "takes":
-            try:
-                expected: Any = allocator.allocate_n(number)
-                taken[i] = list(expected)
-            except PoolExhausted:
-                expected = "PoolExhausted"
-            got = attempt(lambda n=number: mine.allocate_n(n))
-            if isinstance(got, Failure) and isinstance(got.error, PoolExhausted):
-                got = "PoolExhausted"
-            rows.append(Row(f"takes {number}", expected, got))
+            rows.append(_take(allocator, mine, number))
+            if isinstance(rows[-1].expected, list):
+                taken[i] = rows[-1].expected
         elif number in taken:
             blocks = taken.pop(number)
             allocator.free(blocks)
-            got = attempt(lambda blocks=blocks: mine.free(list(blocks)))
+            got = attempt(_ask, mine, "free", list(blocks))
             rows.append(Row(f"gives back {blocks}", "taken back", got if isinstance(got, Failure) else "taken back"))
-    given = f"a pool of {num_blocks}; " + ", ".join(row.words for row in rows if row.words[:1] != "a")
-    last = rows[-1]
-    return Trial(
-        given, last.expected, last.got, same(last.expected, last.got),
-        partial(compared, rows, given=given),
-    )  # fmt: skip
+        if not same(rows[-1].expected, rows[-1].got):
+            break
+    given = f"a pool of {num_blocks}; {', '.join(row.words for row in rows)}"
+    expected, got = rows[-1].expected, rows[-1].got
+    return Trial(given, expected, got, same(expected, got), partial(compared, rows, given=given))
+
+
+def _ask(thing: Any, method: str, argument: Any) -> Any:
+    return getattr(thing, method)(argument)
+
+
+def _take(allocator: BlockAllocator, mine: Any, n: int) -> Row:
+    try:
+        expected: Any = allocator.allocate_n(n)
+    except PoolExhausted:
+        expected = "PoolExhausted"
+    got = attempt(_ask, mine, "allocate_n", n)
+    if isinstance(got, Failure) and isinstance(got.error, PoolExhausted):
+        got = "PoolExhausted"
+    return Row(f"takes {n}", expected, got)
 
 
 def _culprits(answer: Any) -> Iterator[Trial]:

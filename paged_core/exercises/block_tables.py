@@ -18,7 +18,7 @@ from paged_core.sequence import PagedSeqState
 from paged_core.viz.answers import Input, Row, compared
 from paged_core.viz.style import SequenceStyle, letter, sequence_style
 
-PAST_THE_END = 1_000_000  # what stands in a table where nobody may look
+PAST_THE_END = 999  # what stands in a table where nobody may look
 
 
 def _slots(answer: Any) -> Iterator[Trial]:
@@ -65,34 +65,29 @@ def _grown(answer: Any, num_blocks: int, max_blocks: int, lengths: list[int], bl
     seq = PagedSeqState(block_size, max_blocks)
     blocks: list[int] = []
     rows: list[Row] = []
+    wrong = None
     for length in lengths:
         refusal = None
         try:
             seq.ensure_capacity(twin, length)
         except (PoolExhausted, SequenceTooLong) as error:
             refusal = type(error)
-        result = attempt(lambda length=length: answer(blocks, block_size, max_blocks, length, allocator))
-        words = f"grow to {length}"
+        result = attempt(answer, blocks, block_size, max_blocks, length, allocator)
         if isinstance(result, Failure) and not (refusal and isinstance(result.error, refusal)):
-            rows.append(Row(words, refusal.__name__ if refusal else list(seq.blocks), result))
+            rows.append(Row(f"grow to {length}", refusal.__name__ if refusal else list(seq.blocks), result))
         elif refusal and not isinstance(result, Failure):
-            rows.append(Row(words, refusal.__name__, list(blocks)))
+            rows.append(Row(f"grow to {length}", refusal.__name__, list(blocks)))
         else:
-            rows.append(Row(f"{words}{', refused: blocks' if refusal else ''}", list(seq.blocks), list(blocks)))
-        rows.append(Row("blocks in use", twin.in_use, allocator.in_use))
+            rows.append(Row(f"{'refused' if refusal else 'grown to'} {length}: blocks", list(seq.blocks), list(blocks)))
+        rows.append(Row(f"{length} asked for: blocks in use", twin.in_use, allocator.in_use))
         wrong = next((row for row in rows[-2:] if not same(row.expected, row.got)), None)
         if wrong:
             break
-    else:
-        wrong = None
-    given = f"block_size {block_size}, max_blocks {max_blocks}, an allocator of {num_blocks}; target_len "
-    given += ", then ".join(map(str, lengths[: len(rows) // 2]))
-    given += f" ({wrong.words})" if wrong else ""
+    asked = ", then ".join(map(str, lengths[: len(rows) // 2]))
+    given = f"block_size {block_size}, max_blocks {max_blocks}, an allocator of {num_blocks}; target_len {asked}"
     last = wrong or rows[-1]
-    return Trial(
-        given, last.expected, last.got, wrong is None,
-        partial(compared, rows, given=given),
-    )  # fmt: skip
+    draw = partial(compared, rows, given=given)
+    return Trial(f"{given}; {last.words}", last.expected, last.got, wrong is None, draw)
 
 
 def _owners(answer: Any) -> Iterator[Trial]:

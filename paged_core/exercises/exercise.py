@@ -261,6 +261,9 @@ def _lines_of(name: str, answer: Any) -> tuple[int, bool]:
     if not found:
         what = f"{answer.__name__!r}" if isinstance(answer, type) else written(type(answer).__name__)
         raise NotSolved(f"{name}: expected a function or class, written in a cell with its name, got {what}")
+    handlers = (node for node in ast.walk(found[-1]) if isinstance(node, ast.ExceptHandler))
+    if any(node.type is None or ast.unparse(node.type) == "BaseException" for node in handlers):
+        raise WrongAnswer(f"{name}: `except:` would also catch what ends an endless loop: name the exception.")
     body = found[-1].body
     if (
         isinstance(body[0], ast.Expr)

@@ -122,8 +122,10 @@ def grids(
 
 def written(thing: Any, most: int = 150) -> str:
     """In a line of text, cut where it is long."""
-    words = f"{thing:.6g}" if isinstance(thing, float) else str(thing)
-    if isinstance(thing, list):
+    words = str(thing)
+    if isinstance(thing, float):
+        words = f"{thing:.6g}" if thing % 1 else f"{thing:.1f}"  # 8.0 is not 8
+    elif isinstance(thing, list):
         words = f"[{', '.join(written(part) for part in thing)}]"
     elif isinstance(thing, bytes):
         words = thing.hex()
