@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 
 from paged_core.errors import PagedCoreError
 from paged_core.exercises import block_allocator, metal
@@ -395,3 +396,19 @@ def test_nothing_below_imports_the_exercises():
     for path in (ROOT / "paged_core").rglob("*.py"):
         if path.parent.name != "exercises":
             assert "paged_core.exercises" not in path.read_text(encoding="utf-8"), path
+
+
+# ---- in a notebook
+
+
+def test_in_a_real_kernel_sources_are_found_and_an_error_is_its_message():
+    """Where a class has no file, and a traceback would otherwise show this package's lines."""
+    stub = cells("02_block_allocator")[0]
+    notebook = nbformat.v4.new_notebook()
+    for source in (stub, stub.replace(".show(", ".check("), "%time\n1 + 1"):
+        notebook.cells.append(nbformat.v4.new_code_cell(source))
+    NotebookClient(notebook, timeout=60, kernel_name="python3", allow_errors=True).execute()
+    shown, raised, _ = (cell.outputs[-1] for cell in notebook.cells)
+    assert set(shown.data) == {"text/html", "text/plain"}
+    assert raised.ename == "WrongAnswer"
+    assert raised.traceback == [f"WrongAnswer: {shown.data['text/plain']}"]
