@@ -55,6 +55,8 @@ def sources(folder, *suffixes):
 
 def test_the_wheel_installs_one_package_and_nothing_beside_it(installed):
     assert {path.name for path in installed.iterdir()} == {"paged_core", "paged_core-0.1.0.dist-info"}
+    kept_at_home = {"kernels", "solutions", "tests", "benchmarks", "notebooks", "tools"}
+    assert not kept_at_home & {part for path in installed.rglob("*") for part in path.relative_to(installed).parts}
 
 
 def test_the_wheel_has_every_source_file(installed):
