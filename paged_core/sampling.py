@@ -37,15 +37,18 @@ class Sampling:
         The random number is a function of seed, stream and position (Salmon et al., Philox, 2011), so a request draws
         the same tokens alone, in a batch, and computed again after a preemption.
         """
-        if self.temperature == 0:
-            return int(logits.argmax())
+        tokens, cumulative = self.candidates(logits)
+        philox = np.random.Philox(key=self.seed, counter=[position, stream, 0, 0])
+        draw = np.random.Generator(philox).random() * cumulative[-1]
+        return int(tokens[min(int(np.searchsorted(cumulative, draw, side="right")), len(tokens) - 1)])
+
+    def candidates(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The tokens that may be drawn, the likeliest first, and the running sums of their weights."""
         # Ties in order of the token, so that nothing depends on how a sort is done.
-        order = np.argsort(-logits, kind="stable")[: self.top_k]
-        scaled = logits[order].astype(np.float64) / self.temperature
+        tokens = np.argsort(-logits, kind="stable")[: self.top_k if self.temperature else 1]
+        scaled = logits[tokens].astype(np.float64) / (self.temperature or 1)
         cumulative = np.cumsum(np.exp(scaled - scaled[0]))
         if self.top_p < 1:
             kept = int(np.searchsorted(cumulative, self.top_p * cumulative[-1])) + 1
-            cumulative = cumulative[:kept]
-        philox = np.random.Philox(key=self.seed, counter=[position, stream, 0, 0])
-        draw = np.random.Generator(philox).random() * cumulative[-1]
-        return int(order[min(int(np.searchsorted(cumulative, draw, side="right")), len(cumulative) - 1)])
+            tokens, cumulative = tokens[:kept], cumulative[:kept]
+        return tokens, cumulative

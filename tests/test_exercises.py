@@ -232,6 +232,21 @@ MISTAKES = {  # (notebook, exercise, answer): what to change in the solution, an
         ("blocks > free - (", "blocks >= free - ("),
         ("free - blocks, count", "free, count"),
     ],
+    ("10_a_real_model", "rows", "rows"): [
+        ("sorted(range(len(new)), key=lambda seq: new[seq] > 1)", "range(len(new))"),  # as they came
+        ("new[seq] > 1", "new[seq]"),  # the short ones first, among prompts too
+        ("computed[seq] + i", "i"),  # every sequence from its beginning
+        ("computed[seq] + i", "computed[seq] + i + 1"),
+        ("(seq, computed[seq] + i)", "(computed[seq] + i, seq)"),
+    ],
+    ("10_a_real_model", "nucleus", "nucleus"): [
+        ("1 + int(", "int("),  # the one that reaches the share is left out
+        ("(shares < top_p)", "(weights / weights.sum() > 1 - top_p)"),
+        (" - logits[order[0]]", ""),  # zero over zero
+        ("-logits[token]", "logits[token]"),  # the least likely first
+        ("-logits[token]", "(-logits[token], -token)"),  # ties the other way round
+        ("(shares < top_p)", "(np.cumsum(weights) < top_p)"),  # weights, not shares
+    ],
 }  # fmt: skip
 
 
