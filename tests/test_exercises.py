@@ -175,6 +175,7 @@ MISTAKES = {  # (notebook, exercise, answer): what to change in the solution, an
         ("abs(scale)", "scale"),  # negative
         ("len(q) + 4", "len(q)"),
         ("/ (1 - n * u) ", "* 2"),  # a bound, but not this one
+        ("/ (1 - n * u) ", ""),  # too small, by the seventh digit
         ("abs(scale) * ", ""),
     ],
     ("06_inside_the_kernel", "rescale", "rescale"): [
@@ -261,6 +262,7 @@ def test_a_plausible_mistake_is_found(notebook, exercise, answer, before, after)
         getattr(module_of(notebook), exercise).check(run(text.replace(before, after))[answer])
     assert raised.value.given and raised.value.picture
     assert "expected" in str(raised.value)
+    assert str(raised.value.expected) != str(raised.value.got)  # as it is read
 
 
 def test_no_exercise_is_without_mistakes():

@@ -642,6 +642,7 @@ def test_figures_of_the_free_list_say_what_they_show():
     image = left.images[0].get_array()
     orange = np.array([int(sequence_style(0).color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     assert (np.abs(image - orange).max(axis=2) < 1e-9).sum() == 20  # the blocks of A, in A's colour
+    assert sequence_style(0).color not in [line.get_color() for line in right.lines]  # neither line is A's
     measured = cost_per_block({256: 300.4, 1024: 310.0}, title="Cost")
     assert measured.alt == "256 blocks: 300 ns; 1,024 blocks: 310 ns"
     assert measured.figure.axes[0].get_ylabel() == "ns per block"

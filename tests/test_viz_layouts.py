@@ -94,6 +94,7 @@ def test_lane_map_counts_the_lines_of_one_load():
     picture = lane_map({"row": (lanes, lanes), "column": (lanes, 128 * lanes)}, 2, title="Two loads", line_bytes=128)
     assert "row : 1 line, 64 of 128 bytes used" in picture.alt
     assert "column : 32 lines, 2 of 128 bytes used" in picture.alt
+    assert picture.alt.count("dashed: lines in between are left out") == 1
     assert {"0", "31"} <= set(words(picture))
 
 

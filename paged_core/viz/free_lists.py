@@ -43,7 +43,8 @@ def fragmentation(pool: PoolSnapshot, free: Sequence[int], longest: Sequence[int
         left.grid(False)
         left.set_title("dark: in use, light: free, orange: A", fontsize=12)
         right.plot(free, color=LIGHT.muted, linewidth=1, label="free: what pages can hand out")
-        right.plot(longest, color=style.color, linewidth=1.6, label="longest run: what a contiguous allocator can")
+        blue = "#0072B2"  # a count, and nothing of A's
+        right.plot(longest, color=blue, linewidth=1.8, label="longest run: what a contiguous allocator can")
         steady = max(free[len(free) // 4 :], default=0)  # at first the whole pool is free: off the chart
         right.set(xlabel="requests that came", ylabel="blocks", ylim=(0, 1.45 * steady))
         right.legend(loc="upper right")

@@ -241,7 +241,10 @@ def lane_map(
         name, _, note = name.partition(", ")
         panels.append(_Panel(name, note, fact, num_lanes * height, (lanes, column, num_lanes, lines)))
     svg, places = _panel_grid(
-        panels, label_width + columns * width, title, f"a column is a line of {line_bytes} bytes, a row a lane"
+        panels,
+        label_width + columns * width,
+        title,
+        f"a column is a line of {line_bytes} bytes, a row a lane; dashed: lines in between are left out",
     )
     for (lanes, column, num_lanes, lines), x, y in places:
         x += label_width
