@@ -142,7 +142,7 @@ class Engine:
         priority: int = 0,
         salt: bytes = b"",
     ) -> Request:
-        """Queue a request. `prompt`: token ids, in a list or in an array. `stop_tokens` None stands for the model's own;
+        """Queue a request. `prompt`: token ids, a list or an array. `stop_tokens` None stands for the model's own;
         `stream` (default: how many came before) tells requests apart that draw with the same seed. Errors as
         `Scheduler.add`; ValueError also for a token that the model does not have, RequestRefused for more tokens than
         it has positions for.

@@ -259,7 +259,7 @@ def test_a_tied_head_is_the_embedding():
     embedding = weights["model.embed_tokens.weight"]
     assert np.array_equal(Llama(config, weights)._head.weight, np.array(embedding))
     Llama(config, weights | {"lm_head.weight": embedding})  # said twice
-    with pytest.raises(CheckpointError, match="lm_head.weight: expected the embedding, as tie_word_embeddings says"):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight: expected the embedding, as tie_word_embeddings says"):
         Llama(config, weights | {"lm_head.weight": embedding + 1})
 
 
@@ -328,7 +328,7 @@ def test_a_folder_with_the_weights_twice_and_the_ends_of_answers_apart(tmp_path)
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))
     assert load(folder).model.stop_tokens == {0, 7}
     (folder / "generation_config.json").write_text("{ not json")
-    with pytest.raises(CheckpointError, match="generation_config.json: not readable as JSON"):
+    with pytest.raises(CheckpointError, match=r"generation_config.json: not readable as JSON"):
         load(folder)
 
 

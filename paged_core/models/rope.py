@@ -2,8 +2,8 @@
 
 Dimensions i and i + head_dim/2 of a query or key at position p are turned by the angle p / period[i]. What differs
 between models is the periods alone (and, in YaRN, one factor for all), so they are worked out once, at loading.
-Sources: Su et al., RoFormer, 2021; Llama 3's rule, Meta, 2024; YaRN, Peng et al., 2023; for what a missing number means,
-transformers' modeling_rope_utils.
+Sources: Su et al., RoFormer, 2021; Llama 3's rule, Meta, 2024; YaRN, Peng et al., 2023; and for what a
+missing number means, transformers' modeling_rope_utils.
 """
 
 from __future__ import annotations
