@@ -60,7 +60,7 @@ def answers(engine, prompts, new=NEW, **options):
     for id, token, finished in engine.generate(prompts, max_new_tokens=new, **options):
         given[id].append(token)
         assert finished == (len(given[id]) == new or token in engine.model.stop_tokens)
-    assert engine.scheduler.blocks.in_use == 0 and not engine.scheduler.requests
+    assert engine.scheduler.blocks.in_use == 0 and not engine.scheduler.requests and not engine._sampling
     return given
 
 
@@ -153,6 +153,8 @@ def test_engine_draws_the_same_tokens_whatever_the_company(checkpoint, prompts):
     assert answers(engine_of(checkpoint.model, 11), prompts, sampling=sampling) == together
     assert answers(engine_of(checkpoint.model), prompts[:1], sampling=sampling) == together[:1]
     assert answers(engine_of(checkpoint.model), prompts, sampling=Sampling(0.8, top_p=0.95, seed=12)) != together
+    engine = engine_of(checkpoint.model)
+    assert answers(engine, prompts[:1], sampling=sampling) == answers(engine, prompts[:1], sampling=sampling)
     twice = answers(engine_of(checkpoint.model), [prompts[0]] * 2, sampling=sampling)
     assert twice[0] == together[0] != twice[1]  # the same prompt and seed, and a stream of its own
 
@@ -202,6 +204,26 @@ def test_engine_forks_draw_as_their_parent_does_and_each_in_its_own_stream(check
     assert a == prompts[0] + expected[0]
     # b is number 1: what it draws is what a request of stream 1 draws from the same logits
     assert b[-1] == sampling.choose(logits_after(checkpoint.model, b[:-1]), 1, NEW - 1)
+
+
+def test_engine_hands_on_priority_and_salt(checkpoint, prompts):
+    engine = engine_of(checkpoint.model, cache=True, max_running=1, max_tokens_per_step=64)
+    ids = ("a", {}), ("salted", {"salt": b"other"}), ("again", {}), ("urgent", {"priority": -9})
+    ends, hits = [], []
+    for id, options in ids:
+        engine.add(id, prompts[0], 2, stop_tokens=(), **options)
+    while engine.scheduler.requests:
+        for token in engine.step().tokens:
+            if token.finished:
+                ends.append(token.request_id)
+                hits.append(engine.scheduler.blocks.hits)
+    assert ends == ["urgent", "a", "salted", "again"]
+    assert hits == [0, 1, 1, 2]  # a block of 8 of the prompt's tokens, save for who has another salt
+
+
+def test_engine_serves_as_many_tokens_as_there_are_positions(checkpoint, prompts):
+    engine = engine_of(checkpoint.model, 128, max_tokens_per_step=1024)
+    assert len(answers(engine, [[5] * 1020], 4, stop_tokens=())[0]) == 4
 
 
 @pytest.mark.parametrize("kind", [tuple, np.array, mx.array, iter])

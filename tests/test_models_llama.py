@@ -11,12 +11,22 @@ pytest.importorskip("mlx_lm", reason="mlx-lm, the peer, is not installed: pip in
 
 from mlx.utils import tree_flatten
 
-from paged_core import PagedPool, PoolLayout, available_executors
+from paged_core import (
+    BlockAllocator,
+    Engine,
+    PagedPool,
+    PoolLayout,
+    Preemption,
+    PrefixCache,
+    Scheduler,
+    available_executors,
+)
 from paged_core.batch import Batch
 from paged_core.errors import CheckpointError
 from paged_core.models import Llama, load, oracle
 from paged_core.models.config import LlamaConfig
 from paged_core.models.oracle import work_for
+from paged_core.models.rope import rotation
 from tests.cases import nan_pool
 from tests.model_cases import CONFIGS, LLAMA, VOCABULARY, mlx_lm_model, save_folder
 
@@ -225,6 +235,17 @@ def test_a_config_that_lacks_something_is_refused():
                 LlamaConfig.from_dict(config)
 
 
+def test_a_config_of_transformers_5_says_the_same_in_one_place():
+    plain = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
+    for scaling in ({}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}):
+        old = LlamaConfig.from_dict(plain | {"rope_theta": 500_000.0} | scaling)
+        parameters = {"rope_theta": 500_000.0, "rope_type": "default"} | scaling.get("rope_scaling", {})
+        new = LlamaConfig.from_dict(plain | {"rope_parameters": parameters})
+        assert new.rope_theta == old.rope_theta == 500_000.0
+        ours, theirs = (rotation(c.head_dim, c.rope_theta, c.rope_scaling, c.max_positions) for c in (new, old))
+        assert np.array_equal(ours.periods, theirs.periods) and ours.is_plain == theirs.is_plain == (not scaling)
+
+
 def test_null_in_a_config_is_what_is_not_there():
     optional = (
         "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings",
@@ -282,6 +303,32 @@ def test_a_gate_far_below_zero_is_closed_without_a_word(llama):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.isfinite(paged_logits(ours)).all()
+
+
+@pytest.mark.parametrize("layout", PoolLayout)
+@pytest.mark.parametrize("preemption", Preemption)
+def test_engine_with_sliding_layers_says_in_a_crowd_what_it_says_alone(layout, preemption):
+    """Windows of 8 tokens, blocks of 4, a prefix of 12 that all share, and blocks for two and a half of the four."""
+    theirs = mlx_lm_model(CONFIGS["windows"])
+    ours = Llama(LlamaConfig.from_dict(CONFIGS["windows"]), weights_of(theirs))
+    prompts = [TOKENS[:12] + TOKENS[20 + i : 28 + i] for i in range(4)]
+
+    def answers(prompts, num_blocks):
+        scheduler = Scheduler(
+            PrefixCache(BlockAllocator(num_blocks), block_size=4), block_size=4, max_running=4, max_tokens_per_step=13,
+            preemption=preemption, num_host_blocks=20,
+        )  # fmt: skip
+        engine = Engine(ours, ours.pool(num_blocks, 4, layout), scheduler)
+        requests = [engine.add(i, prompt, 20, stop_tokens=()) for i, prompt in enumerate(prompts)]
+        while scheduler.requests:
+            engine.step()
+        return [request.tokens[20:] for request in requests], sum(r.num_preemptions for r in requests), scheduler.blocks
+
+    crowd, num_preemptions, blocks = answers(prompts, 25)
+    assert num_preemptions > 0 and blocks.hits > 0
+    assert crowd == [answers([prompt], 25)[0][0] for prompt in prompts]
+    tokens = prompts[0] + crowd[0]
+    assert dense_logits(theirs, tokens[:-1], 20).argmax(axis=1).tolist() == crowd[0]
 
 
 @pytest.mark.parametrize("name", ["llama", "biases", "tied", "yarn-rope", "windows", "qwen3"])

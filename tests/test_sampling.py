@@ -58,6 +58,12 @@ def test_a_draw_depends_on_seed_stream_and_position_alone():
     assert draws() == draws()
     assert draws(first=1)[:-1] == draws()[1:]
     assert draws() != draws(seed=1) and draws() != draws(stream=1) and draws(seed=1) != draws(stream=1)
+    assert draws(stream=1) != draws(first=1)  # nor is one stream another's, later
+
+
+def test_of_equals_the_first_are_the_top_k():
+    choices = {Sampling(1.0, top_k=5).choose(np.zeros(2000, np.float32), 0, position) for position in range(100)}
+    assert choices == {0, 1, 2, 3, 4}
 
 
 @given(

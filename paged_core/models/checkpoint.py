@@ -28,10 +28,6 @@ class Checkpoint(NamedTuple):
     tokenizer: Tokenizer
     folder: Path
 
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
 
 def shipped() -> Path:
     """The folder of the model that comes with this package: 2.9 million parameters that have read the King James Bible
