@@ -319,7 +319,7 @@ def test_mlx_lm_no_block_left_to_copy_a_shared_one_to():
 
 
 def test_mlx_lm_a_block_for_the_copy_but_none_to_grow_into():
-    """6 tokens in two blocks of 4, the second shared; three more need a copy of it and a third block, and one is free."""
+    """6 tokens in two blocks of 4, both shared; three more need a copy of the second and a third, and one is free."""
     model, prompt = model_of("llama"), prompt_of(6)
     cache = paged(model, num_blocks=3)
     model(mx.array([prompt]), cache=cache)
