@@ -110,6 +110,6 @@ def test_many_steps_are_not_all_numbered():
     service = serve(scheduler, [Arrival("a", 0, range(4), 43)], StepCost(step_us=1), watch=range(50))
     assert len(service.steps) == 43
     said = words(tl.timeline(service, "a", 0, title="Long", step_is_unit=True))
-    assert [word for word in said if word == "step 0" or word.isdigit() and int(word) in range(1, 43)][:15] == [
+    assert [word for word in said if word == "step 0" or (word.isdigit() and int(word) in range(1, 43))][:15] == [
         "step 0", *(str(i) for i in range(3, 43, 3))
     ]  # fmt: skip
