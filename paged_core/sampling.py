@@ -44,14 +44,19 @@ class Sampling:
             raise ValueError(f"logits: expected finite numbers, got {logits[likeliest]} for token {likeliest}")
         if self.temperature == 0:
             return likeliest
-        # Ties in order of the token, so that nothing depends on how a sort is done.
-        order = np.argsort(-logits, kind="stable")[: self.top_k]
-        below = logits[order].astype(np.float64) - float(logits[likeliest])
-        with np.errstate(over="ignore"):  # so unlikely that it is minus infinity
-            cumulative = np.cumsum(np.exp(below / self.temperature))
-        if self.top_p < 1:
-            kept = int(np.searchsorted(cumulative, self.top_p * cumulative[-1])) + 1
-            cumulative = cumulative[:kept]
+        tokens, cumulative = self.candidates(logits)
         philox = np.random.Philox(key=self.seed, counter=[position, stream, 0, 0])
         draw = np.random.Generator(philox).random() * cumulative[-1]
-        return int(order[min(int(np.searchsorted(cumulative, draw, side="right")), len(cumulative) - 1)])
+        return int(tokens[min(int(np.searchsorted(cumulative, draw, side="right")), len(tokens) - 1)])
+
+    def candidates(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The tokens that may be drawn, the likeliest first, and the running sums of their weights."""
+        # Ties in order of the token, so that nothing depends on how a sort is done.
+        tokens = np.argsort(-logits, kind="stable")[: self.top_k if self.temperature else 1]
+        below = logits[tokens].astype(np.float64) - float(logits[tokens[0]])
+        with np.errstate(over="ignore"):  # so unlikely that it is minus infinity
+            cumulative = np.cumsum(np.exp(below / (self.temperature or 1)))
+        if self.top_p < 1:
+            kept = int(np.searchsorted(cumulative, self.top_p * cumulative[-1])) + 1
+            tokens, cumulative = tokens[:kept], cumulative[:kept]
+        return tokens, cumulative

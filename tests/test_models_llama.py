@@ -90,6 +90,17 @@ def llama(tmp_path_factory):
     return theirs, load(save_folder(tmp_path_factory.mktemp("llama"), LLAMA, theirs)).model
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("name", ["biases", "yarn-rope", "qwen3"])
+def test_model_computes_in_mlx_as_it_does_on_a_gpu(name, dtype, monkeypatch):
+    """All of its code that a CPU leaves to NumPy, with MLX's arrays, weights in their own dtype."""
+    monkeypatch.setattr("paged_core.models.llama.namespace", lambda: mx)
+    theirs = mlx_lm_model(CONFIGS[name], dtype)
+    ours = Llama(LlamaConfig.from_dict(CONFIGS[name]), weights_of(theirs))
+    assert isinstance(ours.layers[0].down.weight, mx.array) and ours.layers[0].down.weight.dtype == dtype
+    assert share_of_bound(paged_logits(ours), dense_logits(theirs), dtype) <= 1
+
+
 @pytest.mark.parametrize("executor", available_executors())
 def test_model_runs_in_every_executor(llama, executor):
     theirs, ours = llama

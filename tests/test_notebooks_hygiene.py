@@ -74,6 +74,16 @@ def test_it_opens_with_its_title_and_ends_with_exercises(notebook):
     assert any("xercise" in heading for heading in headings)
 
 
+def test_from_02_on_two_exercises_or_more_check_themselves(path, notebook):
+    """In cells below the heading whose ids say so: there everything may be a reader's own."""
+    if path.stem[:2] < "02":
+        return
+    headings = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Exercises")]
+    assert len(headings) == 1
+    assert all(cell.id.startswith("exercise-") for cell in notebook.cells[headings[0] :])
+    assert sum(".show(" in cell.source for cell in code_cells(notebook) if cell.id.startswith("exercise-")) >= 2
+
+
 def test_it_shows_nothing_of_the_machine_it_was_written_on(notebook):
     for text in texts(notebook):
         assert not MACHINE_PATH.search(text), MACHINE_PATH.search(text)

@@ -138,6 +138,8 @@ class Llama:
             h = h + layer.output(attended.reshape(len(h), -1))
             gate, up = _halves(layer.gate_up(self._normed(h, layer.mlp_norm)))
             h = h + layer.down(gate / (1 + xp.exp(-gate)) * up)
+        if batch.logits_of.size == 0:  # a chunk of a prompt; arrays without elements crash MLX 0.32.4 on CUDA
+            return np.zeros((0, c.vocab_size), np.float32)
         wanted = batch.logits_of if xp is np else mx.array(batch.logits_of)
         return self._head(self._normed(h[wanted], self._norm))
 
@@ -155,9 +157,11 @@ class Llama:
         """The cosines and sines of every token's angles, float32 [tokens, 1, head_dim / 2]: what becomes of the unit
         vectors when MLX turns them."""
         half = self.config.head_dim // 2
-        unit = mx.broadcast_to(mx.arange(2 * half) < half, (len(positions), 1, 1, 2 * half)).astype(mx.float32)
+        unit = (mx.arange(2 * half) < half).astype(mx.float32) * self._rope_scale
+        # Spread over the tokens in memory: of a broadcast array MLX 0.32.4 on CUDA turns something else.
+        units = mx.contiguous(mx.broadcast_to(unit, (len(positions), 1, 1, 2 * half)))
         turned = mx.fast.rope(
-            unit * self._rope_scale, 2 * half, traditional=False, base=self._rope_base, scale=1.0,
+            units, 2 * half, traditional=False, base=self._rope_base, scale=1.0,
             offset=mx.array(positions), freqs=self._rope_periods,
         )  # fmt: skip
         return _halves(from_mlx(self.xp, turned[:, 0]))

@@ -11,6 +11,7 @@ explorer  a pool to play with
 layouts   memory as it lies: which number a pool keeps where, and the cache lines an access touches
 errors    how far an answer lies from the oracle
 sharing   a prefix cache: keys in a chain; shared, cached and evicted blocks
+answers   an answer to an exercise beside what was expected
 timeline  a service over time: who waits, computes, gives way; and what a policy costs whom
 """
 
