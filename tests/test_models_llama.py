@@ -147,6 +147,13 @@ def test_model_computes_a_batch_as_it_computes_each_alone(llama):
     assert share_of_bound(prompt[None], dense_logits(theirs, TOKENS[3:10], 7), mx.float32) <= 1
 
 
+def test_model_goes_on_past_the_angles_it_began_with(llama):
+    theirs, ours = llama
+    tokens = np.random.default_rng(6).integers(1, VOCABULARY, 262).tolist()
+    got = oracle.paged_logits(ours, ours.pool(70, BLOCK_SIZE), range(70), tokens, prompt=250)
+    assert share_of_bound(got, dense_logits(theirs, tokens, 250), mx.float32, first=250) <= 1
+
+
 def moved_by_one(batch):
     return batch._replace(positions=batch.positions + 1)
 

@@ -69,6 +69,7 @@ class Llama:
         # The plain variant's periods MLX works out itself: so our angles are those of all who ask it, bit for bit.
         self._rope_base = config.rope_theta if turn.is_plain else None
         self._rope_periods = None if turn.is_plain else mx.array(turn.periods)
+        self._turn_table = self._turn_table_for(256)
 
     def __repr__(self) -> str:
         c = self.config
@@ -140,8 +141,7 @@ class Llama:
             h = h + layer.down(gate / (1 + xp.exp(-gate)) * up)
         if batch.logits_of.size == 0:  # a chunk of a prompt; arrays without elements crash MLX 0.32.4 on CUDA
             return np.zeros((0, c.vocab_size), np.float32)
-        wanted = batch.logits_of if xp is np else mx.array(batch.logits_of)
-        return self._head(self._normed(h[wanted], self._norm))
+        return self._head(self._normed(self._rows(h, batch.logits_of), self._norm))
 
     def _embed(self, tokens: np.ndarray) -> Array:
         if self.xp is np:
@@ -153,18 +153,28 @@ class Llama:
         mean_square = (x * x).sum(axis=-1, keepdims=True) / x.shape[-1]
         return x / self.xp.sqrt(mean_square + self.config.rms_norm_eps) * weight
 
+    def _rows(self, x: Array, numbers: np.ndarray) -> Array:
+        return x[numbers if self.xp is np else mx.array(numbers)]
+
     def _turns(self, positions: np.ndarray) -> tuple[Array, Array]:
-        """The cosines and sines of every token's angles, float32 [tokens, 1, head_dim / 2]: what becomes of the unit
-        vectors when MLX turns them."""
+        """The cosines and sines of every token's angles, float32 [tokens, 1, head_dim / 2], from a table that grows
+        with the longest sequence."""
+        longest = int(positions.max()) + 1
+        if longest > len(self._turn_table):
+            self._turn_table = self._turn_table_for(1 << (longest - 1).bit_length())
+        return _halves(self._rows(self._turn_table, positions))
+
+    def _turn_table_for(self, num_positions: int) -> Array:
+        """What becomes of unit vectors when MLX turns them, float32 [num_positions, 1, head_dim]: cosines, then sines."""
         half = self.config.head_dim // 2
         unit = (mx.arange(2 * half) < half).astype(mx.float32) * self._rope_scale
-        # Spread over the tokens in memory: of a broadcast array MLX 0.32.4 on CUDA turns something else.
-        units = mx.contiguous(mx.broadcast_to(unit, (len(positions), 1, 1, 2 * half)))
+        # Spread over the positions in memory: of a broadcast array MLX 0.32.4 on CUDA turns something else.
+        units = mx.contiguous(mx.broadcast_to(unit, (num_positions, 1, 1, 2 * half)))
         turned = mx.fast.rope(
             units, 2 * half, traditional=False, base=self._rope_base, scale=1.0,
-            offset=mx.array(positions), freqs=self._rope_periods,
+            offset=mx.arange(num_positions, dtype=mx.int32), freqs=self._rope_periods,
         )  # fmt: skip
-        return _halves(from_mlx(self.xp, turned[:, 0]))
+        return from_mlx(self.xp, turned[:, 0])
 
     def _turned(self, x: Array, cos: Array, sin: Array) -> Array:
         """Rotary position embedding: dims i and i + head_dim/2 of every head, turned by the token's i-th angle."""
