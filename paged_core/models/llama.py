@@ -165,7 +165,7 @@ class Llama:
         return _halves(self._rows(self._turn_table, positions))
 
     def _turn_table_for(self, num_positions: int) -> Array:
-        """What becomes of unit vectors when MLX turns them, float32 [num_positions, 1, head_dim]: cosines, then sines."""
+        """What becomes of unit vectors when MLX turns them, float32 [num_positions, 1, head_dim]: cosines, sines."""
         half = self.config.head_dim // 2
         unit = (mx.arange(2 * half) < half).astype(mx.float32) * self._rope_scale
         # Spread over the positions in memory: of a broadcast array MLX 0.32.4 on CUDA turns something else.
