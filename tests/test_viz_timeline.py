@@ -102,3 +102,14 @@ def test_charts_draw_the_services_own_numbers(crowd):
     assert picture.figure.axes[1].lines[1].get_ydata() == pytest.approx([crowd.gap_us(50) / 1e3])
     with pytest.raises(KeyError):
         tl.trade({0: crowd}, against="nothing", xlabel="budget", title="Trade")
+
+
+def test_many_steps_are_not_all_numbered():
+    """43 of them: every third one, which leaves room for "step 0"."""
+    scheduler = Scheduler(BlockAllocator(40), block_size=4)
+    service = serve(scheduler, [Arrival("a", 0, range(4), 43)], StepCost(step_us=1), watch=range(50))
+    assert len(service.steps) == 43
+    said = words(tl.timeline(service, "a", 0, title="Long", step_is_unit=True))
+    assert [word for word in said if word == "step 0" or (word.isdigit() and int(word) in range(1, 43))][:15] == [
+        "step 0", *(str(i) for i in range(3, 43, 3))
+    ]  # fmt: skip
