@@ -35,6 +35,13 @@ def test_every_doing_of_the_small_example_is_drawn_and_told():
     assert {"C: block 0", "B: block 1", "gave way: blocks on the host"} <= set(words(swapped))
 
 
+def test_the_numbers_of_many_steps_do_not_run_into_each_other():
+    service = serve(Scheduler(BlockAllocator(8), block_size=4), [Arrival("a", 0, [1, 2], 29)], StepCost(step_us=1))
+    picture = tl.timeline(service, "a", 0, title="One answer", step_is_unit=True)
+    assert len(service.steps) == 29
+    assert [said for said in words(picture) if said.isdigit()] == [str(step) for step in range(2, 29, 2)]
+
+
 def test_a_film_has_its_cursor_at_each_step_and_its_words_outside():
     recompute = four_blocks(Preemption.RECOMPUTE)
     film = tl.film(recompute, "ABC", range(2, 9), start=4, title="By hand", step_is_unit=True)
