@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,7 +41,7 @@ def tokens_per_second(speeds: Mapping[str, Mapping[int, float]], *, title: str) 
     counts: Sequence[int] = sorted({count for line in speeds.values() for count in line})
     with chart(title=title, alt=alt, size=(10, 4.2)) as (picture, ax):
         for i, (name, line) in enumerate(speeds.items()):
-            look = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
+            look: dict[str, Any] = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
             if len(line) == 1:  # a mark and no line, open, for it may well lie on another
                 look |= {"linestyle": "none", "markersize": 15, "markerfacecolor": "none", "markeredgewidth": 3}
             ax.plot(list(line), list(line.values()), label=name, **look)
