@@ -7,8 +7,9 @@ moves in the pool, has the model compute the batch, chooses the tokens, and tell
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,7 +20,8 @@ from paged_core.errors import InvalidRequest, RequestRefused, SwapError
 from paged_core.pool import PagedPool
 from paged_core.prefix import PrefixCache
 from paged_core.sampling import Sampling
-from paged_core.scheduler import Plan, Preemption, Request, Scheduler
+from paged_core.scalars import integer, positive
+from paged_core.scheduler import Plan, Preemption, Request, Scheduler, State
 from paged_core.swap import HostBlocks
 
 if TYPE_CHECKING:
@@ -95,7 +97,11 @@ class Engine:
         if host_blocks is None and wanted:
             host_blocks = HostBlocks(pool, wanted)
         if host_blocks is not None and (host_blocks.pool is not pool or host_blocks.num_blocks < wanted):
-            raise ValueError(f"host_blocks: expected room for {wanted} blocks of this engine's pool, got {host_blocks}")
+            whose = "this" if host_blocks.pool is pool else "another"
+            raise ValueError(
+                f"host_blocks: expected room for {wanted} blocks of this engine's pool, got room for "
+                f"{host_blocks.num_blocks} of {whose} one"
+            )
         self.model, self.pool, self.scheduler, self.executor = model, pool, scheduler, executor
         self.host_blocks = host_blocks
         self._sampling: dict[Hashable, tuple[Sampling, int]] = {}  # of each request, and the number of its stream
@@ -136,23 +142,42 @@ class Engine:
         priority: int = 0,
         salt: bytes = b"",
     ) -> Request:
-        """Queue a request. `stop_tokens` None stands for the model's own; `stream` (default: how many came before)
-        tells requests apart that draw with the same seed. Errors as `Scheduler.add`; ValueError also for a token that
-        the model does not have, RequestRefused for more tokens than it has positions for.
+        """Queue a request. `prompt`: token ids, a list or an array. `stop_tokens` None stands for the model's own;
+        `stream` (default: how many came before) tells requests apart that draw with the same seed. Errors as
+        `Scheduler.add`; ValueError also for a token that the model does not have, RequestRefused for more tokens than
+        it has positions for.
         """
-        if outside := [token for token in prompt if not 0 <= token < self.model.vocab_size]:
+        try:
+            tokens = [index(token) for token in prompt]
+        except TypeError:
+            raise TypeError(
+                f"prompt: expected a list of token ids, got {str(prompt)[:40]!r}; a tokenizer's encode(text).ids makes "
+                "one of a text"
+            ) from None
+        if outside := [token for token in tokens if not 0 <= token < self.model.vocab_size]:
             raise ValueError(f"prompt: expected tokens from 0 to {self.model.vocab_size - 1}, got {outside[0]}")
-        longest = len(prompt) + max_new_tokens
+        longest = len(tokens) + positive("max_new_tokens", max_new_tokens)
         if longest > self.model.max_positions:
             raise RequestRefused(
-                f"request {id!r}: {len(prompt)} prompt tokens and {max_new_tokens} new ones are {longest}; the model "
+                f"request {id!r}: {len(tokens)} prompt tokens and {max_new_tokens} new ones are {longest}; the model "
                 f"has {self.model.max_positions} positions"
             )
+        if not isinstance(sampling, Sampling):
+            raise TypeError(f"sampling: expected a Sampling, got {sampling!r}")
+        stream = self._num_added if stream is None else integer("stream", stream, at_least=0)
         stop_tokens = self.model.stop_tokens if stop_tokens is None else stop_tokens
-        request = self.scheduler.add(id, prompt, max_new_tokens, priority=priority, stop_tokens=stop_tokens, salt=salt)
-        self._sampling[id] = sampling, self._num_added if stream is None else stream
+        request = self.scheduler.add(id, tokens, max_new_tokens, priority=priority, stop_tokens=stop_tokens, salt=salt)
+        self._sampling[id] = sampling, stream
         self._num_added += 1
         return request
+
+    def fork(self, parent_id: Hashable, id: Hashable, *, token: int | None = None) -> Request:
+        """Another continuation of a running request, that draws as its parent does, in a stream of its own. Errors and
+        `token` as in `Scheduler.fork`."""
+        child = self.scheduler.fork(parent_id, id, token=token)
+        self._sampling[id] = self._sampling.get(parent_id, (GREEDY, 0))[0], self._num_added
+        self._num_added += 1
+        return child
 
     def cancel(self, id: Hashable) -> None:
         """End a request. InvalidRequest when it has ended already."""
@@ -163,10 +188,13 @@ class Engine:
         """One step: some tokens for everybody the scheduler picks. Without requests it does nothing.
 
         Should it fail (or be interrupted), the step is undone as far as anybody can tell, and the next one does its
-        work again. A swap that fails is not an error: those who give way are computed again from then on.
+        work again. A swap that fails is not an error: those who give way are computed again from then on. RuntimeError
+        when nobody can go on, since somebody else holds the scheduler's blocks.
         """
         plan = self.scheduler.plan()
         try:
+            if self.scheduler.requests and not plan.work and not plan.preempted:
+                raise RuntimeError(f"nobody can go on, for somebody else holds the blocks: {self.scheduler!r}")
             tokens = self.carry_out(plan)
         except SwapError as error:
             self.scheduler.abandon(plan)
@@ -183,7 +211,7 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Iterable[Sequence[int]],
         *,
         max_new_tokens: int = 64,
         sampling: Sampling = GREEDY,
@@ -193,27 +221,32 @@ class Engine:
         """Tokens for all `prompts`, as they come; `request_id` is the number of the prompt. With `progress`, a bar.
 
         All or none: when one prompt is refused, none is served. Whoever stops listening cancels what is under way.
+        Requests that came by `add` are served beside them; their tokens are in what `add` returned.
         """
-        if any(isinstance(prompt, (str, int)) for prompt in prompts):
-            raise TypeError("prompts: expected lists of token ids; a tokenizer's encode(text).ids makes one of a text")
-        mine: set[Hashable] = set()
+        prompts = list(prompts)
+        mine: dict[int, Request] = {}
         try:
             for i, prompt in enumerate(prompts):
-                self.add(i, prompt, max_new_tokens, sampling=sampling, stop_tokens=stop_tokens, stream=i)
-                mine.add(i)
+                mine[i] = self.add(i, prompt, max_new_tokens, sampling=sampling, stop_tokens=stop_tokens, stream=i)
+            num_told = [0] * len(prompts)
             with _bar(len(prompts) * max_new_tokens) if progress else nullcontext() as bar:
                 while mine:
-                    step = self.step()
-                    for token in step.tokens:
-                        if token.request_id in mine:
+                    self.step()
+                    # Looked up, not taken from the step: between two of ours whoever listens may step or cancel, too.
+                    for i, request in list(mine.items()):
+                        if _ended(request):
+                            del mine[i]
+                        if request.state is State.CANCELLED:
+                            continue
+                        for token in request.tokens[request.num_prompt_tokens + num_told[i] :]:
+                            num_told[i] += 1
                             if bar is not None:
                                 bar.update()
-                            if token.finished:
-                                mine.remove(token.request_id)
-                            yield token
+                            yield Token(i, token, i not in mine and num_told[i] == request.num_generated)
         finally:
-            for id in mine:
-                self.cancel(id)
+            for i, request in mine.items():
+                if not _ended(request):
+                    self.cancel(i)
 
     def carry_out(self, plan: Plan) -> dict[Hashable, int]:
         """A plan's moves and its work; the new token of each request that gets one, for `Scheduler.complete`. `step`
@@ -242,6 +275,10 @@ class Engine:
             sampling, stream = self._sampling.get(request.id, (GREEDY, 0))
             chosen[request.id] = sampling.choose(row, stream, request.num_generated)
         return chosen
+
+
+def _ended(request: Request) -> bool:
+    return request.state in (State.FINISHED, State.CANCELLED)
 
 
 def _bar(total: int):

@@ -220,7 +220,11 @@ def serve(
         if not plan.work and not plan.preempted and scheduler.requests:
             raise RuntimeError(f"nobody can go on: {scheduler!r}")
         now = end
-        tokens = carry_out(plan) if carry_out else {work.request.id: 0 for work in plan.work if work.samples}
+        try:
+            tokens = carry_out(plan) if carry_out else {work.request.id: 0 for work in plan.work if work.samples}
+        except BaseException:
+            scheduler.abandon(plan)  # it can be used again
+            raise
         for id, token in tokens.items():
             service.served[id].tokens.append(token)
             service.served[id].token_us.append(now)

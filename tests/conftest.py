@@ -1,5 +1,9 @@
 """What every test relies on: no setting of the machine's owner, and the same examples at every run."""
 
+import os
+
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # on an NVIDIA GPU float32 is to mean float32; MLX reads it once
+
 import pytest
 from hypothesis import settings
 

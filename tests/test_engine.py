@@ -60,7 +60,7 @@ def answers(engine, prompts, new=NEW, **options):
     for id, token, finished in engine.generate(prompts, max_new_tokens=new, **options):
         given[id].append(token)
         assert finished == (len(given[id]) == new or token in engine.model.stop_tokens)
-    assert engine.scheduler.blocks.in_use == 0 and not engine.scheduler.requests
+    assert engine.scheduler.blocks.in_use == 0 and not engine.scheduler.requests and not engine._sampling
     return given
 
 
@@ -153,6 +153,8 @@ def test_engine_draws_the_same_tokens_whatever_the_company(checkpoint, prompts):
     assert answers(engine_of(checkpoint.model, 11), prompts, sampling=sampling) == together
     assert answers(engine_of(checkpoint.model), prompts[:1], sampling=sampling) == together[:1]
     assert answers(engine_of(checkpoint.model), prompts, sampling=Sampling(0.8, top_p=0.95, seed=12)) != together
+    engine = engine_of(checkpoint.model)
+    assert answers(engine, prompts[:1], sampling=sampling) == answers(engine, prompts[:1], sampling=sampling)
     twice = answers(engine_of(checkpoint.model), [prompts[0]] * 2, sampling=sampling)
     assert twice[0] == together[0] != twice[1]  # the same prompt and seed, and a stream of its own
 
@@ -181,10 +183,56 @@ def test_engine_serves_a_fork(checkpoint, prompts, alone):
         for id, token, _ in step.tokens:
             said[id].append(token)
         if len(said["a"]) == 4 and not said["b"]:
-            engine.scheduler.fork("a", "b")
+            engine.fork("a", "b")
             said["b"] = list(said["a"])
     assert (copies, said["a"]) == (1, said["b"])
     check_same(checkpoint.model, prompts[:1], [said["a"]], alone[:1])
+
+
+def test_engine_forks_draw_as_their_parent_does_and_each_in_its_own_stream(checkpoint, prompts):
+    sampling = Sampling(temperature=1.0, seed=3)
+    engine = engine_of(checkpoint.model)
+    requests = [engine.add("a", prompts[0], NEW, sampling=sampling, stop_tokens=())]
+    engine.step()
+    requests += [engine.fork("a", id) for id in ("b", "c")]
+    while engine.scheduler.requests:
+        engine.step()
+    a, b, c = (request.tokens for request in requests)
+    assert len({tuple(tokens) for tokens in (a, b, c)}) == 3
+    assert a[: len(prompts[0]) + 1] == b[: len(prompts[0]) + 1] == c[: len(prompts[0]) + 1]
+    expected = answers(engine_of(checkpoint.model), prompts[:1], sampling=sampling, stop_tokens=())
+    assert a == prompts[0] + expected[0]
+    # b is number 1: what it draws is what a request of stream 1 draws from the same logits
+    assert b[-1] == sampling.choose(logits_after(checkpoint.model, b[:-1]), 1, NEW - 1)
+
+
+def test_engine_hands_on_priority_and_salt(checkpoint, prompts):
+    engine = engine_of(checkpoint.model, cache=True, max_running=1, max_tokens_per_step=64)
+    ids = ("a", {}), ("salted", {"salt": b"other"}), ("again", {}), ("urgent", {"priority": -9})
+    ends, hits = [], []
+    for id, options in ids:
+        engine.add(id, prompts[0], 2, stop_tokens=(), **options)
+    while engine.scheduler.requests:
+        for token in engine.step().tokens:
+            if token.finished:
+                ends.append(token.request_id)
+                hits.append(engine.scheduler.blocks.hits)
+    assert ends == ["urgent", "a", "salted", "again"]
+    assert hits == [0, 1, 1, 2]  # a block of 8 of the prompt's tokens, save for who has another salt
+
+
+def test_engine_serves_as_many_tokens_as_there_are_positions(checkpoint, prompts):
+    engine = engine_of(checkpoint.model, 128, max_tokens_per_step=1024)
+    assert len(answers(engine, [[5] * 1020], 4, stop_tokens=())[0]) == 4
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, mx.array, iter])
+def test_engine_takes_prompts_in_whatever_they_come(checkpoint, prompts, alone, kind):
+    engine = engine_of(checkpoint.model)
+    said = [[] for _ in prompts]
+    for id, token, _ in engine.generate((kind(prompt) for prompt in prompts), max_new_tokens=NEW):
+        said[id].append(token)
+    check_same(checkpoint.model, prompts, said, alone)
 
 
 # -------------------------------------------------------------------------------------------------- when things fail
@@ -245,6 +293,57 @@ def test_engine_cancels_for_whoever_stops_listening(checkpoint, prompts, alone):
     check_same(checkpoint.model, prompts, answers(engine, prompts), alone)
 
 
+def test_engine_goes_on_when_somebody_cancels_a_prompt_of_a_stream(checkpoint, prompts, alone):
+    engine = engine_of(checkpoint.model)
+    said = [[] for _ in prompts]
+    for id, token, _ in engine.generate(prompts, max_new_tokens=NEW):
+        said[id].append(token)
+        if id == 0 and len(said[0]) == 5:
+            engine.cancel(2)
+    assert len(said[2]) == 4  # number 0's fifth came before number 2's
+    check_same(checkpoint.model, prompts[:2], said[:2], alone[:2])
+    stream = engine.generate(prompts, max_new_tokens=NEW)
+    next(stream)
+    engine.cancel(1)
+    stream.close()  # the others
+    assert engine.scheduler.blocks.in_use == 0 and not engine.scheduler.requests
+
+
+def test_engine_loses_no_token_when_others_step_too(checkpoint, prompts, alone):
+    """A stream, a request of its own beside it, and somebody who steps between two tokens of the stream."""
+    engine = engine_of(checkpoint.model)
+    other = engine.add("other", prompts[3], NEW)
+    said, ends = [[] for _ in prompts[:3]], []
+    for id, token, finished in engine.generate(prompts[:3], max_new_tokens=NEW):
+        said[id].append(token)
+        ends += [id] * finished
+        engine.step()
+    check_same(checkpoint.model, prompts[:4], [*said, other.tokens[len(prompts[3]) :]], alone[:4])
+    assert sorted(ends) == [0, 1, 2]
+
+
+def test_engine_says_so_when_nobody_can_go_on(checkpoint, prompts):
+    engine = engine_of(checkpoint.model, 8)
+    held = engine.scheduler.blocks.allocate_n(8)
+    request = engine.add("a", prompts[0], 4)
+    with pytest.raises(RuntimeError, match="nobody can go on, for somebody else holds the blocks: Scheduler"):
+        engine.step()
+    engine.scheduler.blocks.free(held)
+    assert engine.step().tokens[0].token == request.tokens[-1]
+
+
+def test_engine_does_not_take_what_is_no_number_for_a_token(checkpoint, prompts):
+    """The likeliest of 2,048 NaN would be token 0, which ends the answer."""
+    engine = engine_of(checkpoint.model)
+    engine.add("a", prompts[0], NEW)
+    engine.step()
+    for array in engine.pool.arrays:
+        array[:] = mx.nan
+    with pytest.raises(ValueError, match="logits: expected finite numbers, got nan for token"):
+        engine.step()
+    assert len(engine.step().tokens) == 1  # its blocks are computed again
+
+
 def test_engine_refuses_all_when_it_refuses_one(checkpoint, prompts):
     engine = engine_of(checkpoint.model, 8)
     with pytest.raises(RequestRefused, match="request 1: 100 prompt tokens and 30 new ones need 17 blocks"):
@@ -254,10 +353,19 @@ def test_engine_refuses_all_when_it_refuses_one(checkpoint, prompts):
         RequestRefused, match="request 0: 1000 prompt tokens and 25 new ones are 1025; the model has 1024"
     ):
         next(engine.generate([[5] * 1000], max_new_tokens=25))
-    with pytest.raises(TypeError, match="prompts: expected lists of token ids"):
-        next(engine.generate("In the beginning"))
-    with pytest.raises(TypeError, match="prompts: expected lists of token ids"):
-        next(engine.generate([1, 2, 3]))
+    encoding = checkpoint.tokenizer.encode("In the beginning")
+    for wrong in ("In the beginning", [1, 2, 3], np.array([1, 2, 3]), [[1.5]], [["a"]], [None], [encoding]):
+        with pytest.raises(
+            TypeError, match=r"prompt: expected a list of token ids, got .* encode\(text\).ids makes one"
+        ):
+            next(engine.generate(wrong))
+    for options, error, message in (
+        ({"max_new_tokens": None}, TypeError, "max_new_tokens: expected a positive integer, got None"),
+        ({"sampling": 0.7}, TypeError, "sampling: expected a Sampling, got 0.7"),
+        ({"stream": -1}, ValueError, "stream: expected an integer of 0 or more, got -1"),
+    ):
+        with pytest.raises(error, match=message):
+            engine.add("a", prompts[0], **options)
     with pytest.raises(ValueError, match="prompt: expected one token or more, got none"):
         next(engine.generate([[]]))
     with pytest.raises(ValueError, match=r"prompt: expected tokens from 0 to 2047, got 2048"):
@@ -277,9 +385,9 @@ def test_engine_refuses_parts_that_do_not_fit(checkpoint):
     with pytest.raises(TypeError, match="pool: expected dtype"):
         Engine(model, load().model.pool(16, 8), Scheduler(BlockAllocator(16), block_size=8))
     swapping = Scheduler(BlockAllocator(16), block_size=8, preemption=Preemption.SWAP, num_host_blocks=4)
-    with pytest.raises(ValueError, match="host_blocks: expected room for 4 blocks of this engine's pool"):
+    with pytest.raises(ValueError, match="room for 4 blocks of this engine's pool, got room for 3 of this one"):
         Engine(model, pool, swapping, host_blocks=HostBlocks(pool, 3))
-    with pytest.raises(ValueError, match="host_blocks: expected room for 4 blocks of this engine's pool"):
+    with pytest.raises(ValueError, match="room for 4 blocks of this engine's pool, got room for 4 of another one"):
         Engine(model, pool, swapping, host_blocks=HostBlocks(model.pool(16, 8), 4))
     assert Engine(model, pool, swapping).host_blocks.num_blocks == 4
 

@@ -61,3 +61,4 @@ def test_generate_model_holds_half_a_letter_back():
     ids = tokenizer.encode("é").ids  # two bytes, and no token for both
     words = _Words(tokenizer, [])
     assert len(ids) == 2 and [words.after(token) for token in ids] == ["", "é"]
+    assert words.after(0) == ""  # the token that ends an answer is no text

@@ -1,5 +1,8 @@
 """The model over pages against mlx-lm's own over its dense cache: the same folder, the same logits, token by token."""
 
+import json
+import warnings
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -8,12 +11,22 @@ pytest.importorskip("mlx_lm", reason="mlx-lm, the peer, is not installed: pip in
 
 from mlx.utils import tree_flatten
 
-from paged_core import PagedPool, PoolLayout, available_executors
+from paged_core import (
+    BlockAllocator,
+    Engine,
+    PagedPool,
+    PoolLayout,
+    Preemption,
+    PrefixCache,
+    Scheduler,
+    available_executors,
+)
 from paged_core.batch import Batch
 from paged_core.errors import CheckpointError
 from paged_core.models import Llama, load, oracle
 from paged_core.models.config import LlamaConfig
 from paged_core.models.oracle import work_for
+from paged_core.models.rope import rotation
 from tests.cases import nan_pool
 from tests.model_cases import CONFIGS, LLAMA, VOCABULARY, mlx_lm_model, save_folder
 
@@ -134,6 +147,13 @@ def test_model_computes_a_batch_as_it_computes_each_alone(llama):
     assert share_of_bound(prompt[None], dense_logits(theirs, TOKENS[3:10], 7), mx.float32) <= 1
 
 
+def test_model_goes_on_past_the_angles_it_began_with(llama):
+    theirs, ours = llama
+    tokens = np.random.default_rng(6).integers(1, VOCABULARY, 262).tolist()
+    got = oracle.paged_logits(ours, ours.pool(70, BLOCK_SIZE), range(70), tokens, prompt=250)
+    assert share_of_bound(got, dense_logits(theirs, tokens, 250), mx.float32, first=250) <= 1
+
+
 def moved_by_one(batch):
     return batch._replace(positions=batch.positions + 1)
 
@@ -198,8 +218,10 @@ def test_a_model_refuses_weights_that_do_not_fit(llama):
         Llama(config, weights | {"model.norm.weight": mx.ones(32)})
     with pytest.raises(CheckpointError, match=r"weights: 1 that a model of this kind does not have: model.vision"):
         Llama(config, weights | {"model.vision": mx.zeros(3)})
-    with pytest.raises(CheckpointError, match="a bias for each or for none"):
+    with pytest.raises(CheckpointError, match=r"does not have: model.layers.0.self_attn.q_proj.bias"):
         Llama(config, weights | {"model.layers.0.self_attn.q_proj.bias": mx.zeros(64)})
+    with pytest.raises(CheckpointError, match=r"weights: expected 'lm_head.weight' among them"):
+        Llama(config, {k: v for k, v in weights.items() if k != "lm_head.weight"})
     with pytest.raises(CheckpointError, match="dtype: expected float32, float16 or bfloat16, got"):
         Llama(config, weights, mx.int8)
     Llama(config, weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros(8)})  # old ones carry it
@@ -227,6 +249,15 @@ def test_a_model_refuses_another_model_s_pool(llama):
             "rope_scaling: expected default, .* got 'longrope'",
         ),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: linear expects 'factor'"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}, "rope_scaling: .* got 'mrope'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "the same for every layer"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected whole heads to be turned, got 0.5"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor: .* got 0.25"),
+        ({"num_key_value_heads": 3}, "num_attention_heads: expected a multiple of the 3 KV heads, got 4"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers: expected a positive integer, got '3'"),
+        ({"eos_token_id": "<end>"}, "eos_token_id: expected an integer, got '<end>'"),
+        ({"sliding_window": 8, "layer_types": ["full_attention"]}, "layer_types: expected 3 of full_attention, slid"),
+        ({"sliding_window": 8, "layer_types": ["linear_attention"] * 3}, "layer_types: expected 3 of .* got"),
     ],
 )
 def test_a_config_that_cannot_be_done_is_refused(llama, change, message):
@@ -236,8 +267,115 @@ def test_a_config_that_cannot_be_done_is_refused(llama, change, message):
 
 def test_a_config_that_lacks_something_is_refused():
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "rms_norm_eps"):
-        with pytest.raises(CheckpointError, match=f"config.json: expected '{name}' in it"):
-            LlamaConfig.from_dict({key: value for key, value in LLAMA.items() if key != name})
+        for config in ({key: value for key, value in LLAMA.items() if key != name}, LLAMA | {name: None}):
+            with pytest.raises(CheckpointError, match=f"config.json: expected '{name}' in it"):
+                LlamaConfig.from_dict(config)
+
+
+def test_a_config_of_transformers_5_says_the_same_in_one_place():
+    plain = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
+    for scaling in ({}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}):
+        old = LlamaConfig.from_dict(plain | {"rope_theta": 500_000.0} | scaling)
+        parameters = {"rope_theta": 500_000.0, "rope_type": "default"} | scaling.get("rope_scaling", {})
+        new = LlamaConfig.from_dict(plain | {"rope_parameters": parameters})
+        assert new.rope_theta == old.rope_theta == 500_000.0
+        ours, theirs = (rotation(c.head_dim, c.rope_theta, c.rope_scaling, c.max_positions) for c in (new, old))
+        assert np.array_equal(ours.periods, theirs.periods) and ours.is_plain == theirs.is_plain == (not scaling)
+
+
+def test_null_in_a_config_is_what_is_not_there():
+    optional = (
+        "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings",
+        "sliding_window", "layer_types", "eos_token_id", "quantization_config", "attention_bias", "hidden_act",
+    )  # fmt: skip
+    absent = {key: value for key, value in LLAMA.items() if key not in optional}
+    assert LlamaConfig.from_dict(absent | dict.fromkeys(optional)) == LlamaConfig.from_dict(absent)
+
+
+@pytest.mark.parametrize(
+    "family, missing",
+    [
+        ("qwen3", "model.layers.0.self_attn.q_norm.weight"),
+        ("qwen2", "model.layers.0.self_attn.q_proj.bias"),
+        ("biases", "model.layers.0.self_attn.o_proj.bias"),
+        ("biases", "model.layers.0.mlp.down_proj.bias"),
+    ],
+)
+def test_what_a_family_has_must_be_among_the_weights(family, missing):
+    """A shard that got lost is not a model without norms or biases."""
+    config = CONFIGS[family]
+    weights = {
+        k: v for k, v in weights_of(mlx_lm_model(config)).items() if not k.endswith(missing.split("layers.0")[1])
+    }
+    with pytest.raises(CheckpointError, match=f"weights: expected '{missing}' among them"):
+        Llama(LlamaConfig.from_dict(config), weights)
+
+
+def test_a_tied_head_is_the_embedding():
+    theirs = mlx_lm_model(CONFIGS["tied"])
+    config, weights = LlamaConfig.from_dict(CONFIGS["tied"]), weights_of(theirs)
+    embedding = weights["model.embed_tokens.weight"]
+    assert np.array_equal(Llama(config, weights)._head.weight, np.array(embedding))
+    Llama(config, weights | {"lm_head.weight": embedding})  # said twice
+    with pytest.raises(CheckpointError, match=r"lm_head.weight: expected the embedding, as tie_word_embeddings says"):
+        Llama(config, weights | {"lm_head.weight": embedding + 1})
+
+
+def test_weights_may_be_of_several_dtypes(llama):
+    """As some checkpoints keep norms in float32: the model is of the embedding's."""
+    theirs, _ = llama
+    weights = weights_of(theirs)
+    mixed = {k: v if "norm" in k or "q_proj" in k else v.astype(mx.bfloat16) for k, v in weights.items()}
+    ours = Llama(LlamaConfig.from_dict(LLAMA), mixed)
+    assert ours.dtype == mx.bfloat16 and ours.pool(4).dtype == mx.bfloat16
+    assert share_of_bound(paged_logits(ours), dense_logits(theirs), mx.bfloat16) <= 1
+
+
+def test_a_gate_far_below_zero_is_closed_without_a_word(llama):
+    """exp(-gate) overflows there."""
+    theirs, _ = llama
+    weights = weights_of(theirs)
+    name = "model.layers.0.mlp.gate_proj.weight"
+    ours = Llama(LlamaConfig.from_dict(LLAMA), weights | {name: weights[name] * 200})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(paged_logits(ours)).all()
+
+
+@pytest.mark.parametrize("layout", PoolLayout)
+@pytest.mark.parametrize("preemption", Preemption)
+def test_engine_with_sliding_layers_says_in_a_crowd_what_it_says_alone(layout, preemption):
+    """Windows of 8 tokens, blocks of 4, a prefix of 12 that all share, and blocks for two and a half of the four."""
+    theirs = mlx_lm_model(CONFIGS["windows"])
+    ours = Llama(LlamaConfig.from_dict(CONFIGS["windows"]), weights_of(theirs))
+    prompts = [TOKENS[:12] + TOKENS[20 + i : 28 + i] for i in range(4)]
+
+    def answers(prompts, num_blocks):
+        scheduler = Scheduler(
+            PrefixCache(BlockAllocator(num_blocks), block_size=4), block_size=4, max_running=4, max_tokens_per_step=13,
+            preemption=preemption, num_host_blocks=20,
+        )  # fmt: skip
+        engine = Engine(ours, ours.pool(num_blocks, 4, layout), scheduler)
+        requests = [engine.add(i, prompt, 20, stop_tokens=()) for i, prompt in enumerate(prompts)]
+        while scheduler.requests:
+            engine.step()
+        return [request.tokens[20:] for request in requests], sum(r.num_preemptions for r in requests), scheduler.blocks
+
+    crowd, num_preemptions, blocks = answers(prompts, 25)
+    assert num_preemptions > 0 and blocks.hits > 0
+    assert crowd == [answers([prompt], 25)[0][0] for prompt in prompts]
+    tokens = prompts[0] + crowd[0]
+    assert dense_logits(theirs, tokens[:-1], 20).argmax(axis=1).tolist() == crowd[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "biases", "tied", "yarn-rope", "windows", "qwen3"])
+def test_model_computes_in_mlx_arrays_as_in_numpy_s(monkeypatch, name):
+    """What runs on a GPU, on this machine's CPU."""
+    theirs = mlx_lm_model(CONFIGS[name])
+    monkeypatch.setattr("paged_core.models.llama.namespace", lambda: mx)
+    ours = Llama(LlamaConfig.from_dict(CONFIGS[name]), weights_of(theirs))
+    assert isinstance(ours._head.weight, mx.array)
+    assert share_of_bound(paged_logits(ours, chunks=(5, 1, 10, 7)), dense_logits(theirs), mx.float32) <= 1
 
 
 def test_sliding_windows_are_read_as_each_family_means_them():
@@ -248,6 +386,9 @@ def test_sliding_windows_are_read_as_each_family_means_them():
     assert windows(model_type="mistral") == (8, 8, 8)
     assert windows(model_type="qwen2", use_sliding_window=False) == (None, None, None)
     assert windows(model_type="qwen2", use_sliding_window=True, max_window_layers=2) == (None, None, 8)
+    # not said: transformers' defaults are False, and layer 28
+    assert windows(model_type="qwen3", max_window_layers=0) == (None, None, None)
+    assert windows(model_type="qwen2", use_sliding_window=True, num_hidden_layers=30) == (None,) * 28 + (8, 8)
     assert windows(layer_types=["full_attention", "sliding_attention", "full_attention"]) == (None, 8, None)
 
 
@@ -262,6 +403,19 @@ def test_a_folder_is_read_in_whatever_dtype_one_asks_for(tmp_path):
     assert load(folder).tokenizer.decode(load(folder).tokenizer.encode("abc").ids) == "abc"
 
 
+def test_a_folder_with_the_weights_twice_and_the_ends_of_answers_apart(tmp_path):
+    """As Mistral's and Qwen's are: consolidated.safetensors has other names, generation_config.json more ends."""
+    folder = save_folder(tmp_path, LLAMA, mlx_lm_model(LLAMA))
+    mx.save_safetensors(str(folder / "consolidated.safetensors"), {"layers.0.attention.wq.weight": mx.zeros((64, 64))})
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 9], "top_k": 20}))
+    assert load(folder).model.stop_tokens == {0, 9}
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))
+    assert load(folder).model.stop_tokens == {0, 7}
+    (folder / "generation_config.json").write_text("{ not json")
+    with pytest.raises(CheckpointError, match=r"generation_config.json: not readable as JSON"):
+        load(folder)
+
+
 def test_a_folder_that_is_not_whole_is_refused(tmp_path):
     folder = save_folder(tmp_path / "model", LLAMA, mlx_lm_model(LLAMA))
     weights = sorted(folder.glob("*.safetensors"))
@@ -273,7 +427,7 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"model: weights: expected '.*' among them"):
         load(folder)
     weights[0].unlink()
-    with pytest.raises(CheckpointError, match=r"expected a file \*.safetensors"):
+    with pytest.raises(CheckpointError, match=r"expected a file model\*.safetensors"):
         load(folder)
 
 
@@ -307,7 +461,7 @@ def test_a_hub_s_name_is_downloaded_and_read(monkeypatch, tmp_path):
         "huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or folder
     )
     assert load("some/model").folder == folder
-    assert asked == [("some/model", ["config.json", "*.safetensors", "tokenizer.json"])]
+    assert asked == [("some/model", ["config.json", "generation_config.json", "model*.safetensors", "tokenizer.json"])]
 
 
 def test_the_shipped_model_is_small_and_in_float16():

@@ -318,6 +318,28 @@ def test_mlx_lm_no_block_left_to_copy_a_shared_one_to():
     assert in_step(fork) and fork.seq.len == 7
 
 
+def test_mlx_lm_a_block_for_the_copy_but_none_to_grow_into():
+    """6 tokens in two blocks of 4, both shared; three more need a copy of the second and a third, and one is free."""
+    model, prompt = model_of("llama"), prompt_of(6)
+    cache = paged(model, num_blocks=3)
+    model(mx.array([prompt]), cache=cache)
+    fork = cache.fork()
+    with pytest.raises(PoolExhausted) as caught:
+        model(mx.array([[1, 2, 3]]), cache=fork)
+    assert (caught.value.needed, caught.value.free) == (2, 1)
+    assert in_step(fork) and fork.seq.blocks == cache.seq.blocks and cache.allocator.free_count == 1
+
+
+def test_mlx_lm_sliding_layer_trimmed_to_before_its_window():
+    model = model_of("gemma3_text")
+    cache = paged(model)
+    model(mx.array([prompt_of(20)]), cache=cache)
+    model(mx.array([[1]]), cache=cache)
+    handed_out = cache[0].state[0].shape[2]
+    cache.trim(16)
+    assert handed_out == WINDOW and [layer.state[0].shape[2] for layer in cache] == [5] * 3
+
+
 def test_mlx_lm_forward_pass_broken_off_between_two_layers():
     model, prompt = model_of("qwen3"), prompt_of(10)
     cache = paged(model)

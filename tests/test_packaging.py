@@ -315,12 +315,18 @@ def test_every_path_that_the_readme_names_is_there():
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-def test_the_ten_lines_of_the_readme_run():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_what_the_readme_shows_in_python_runs(capsys):
+    ten_lines, model = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     names = {}
-    exec(code, names)
+    exec(ten_lines, names)
     assert names["out"].shape == (1, 8, 64)
     assert names["seq"].blocks == [0, 1, 2]
+    pytest.importorskip(
+        "tokenizers", reason="the tokenizer's library is not installed: pip install 'paged-core[models]'"
+    )
+    exec(model, {})
+    said = [line.split(" ", 1)[0] for line in capsys.readouterr().out.splitlines() if line[:2] in ("0 ", "1 ")]
+    assert said.count("0") == said.count("1") == 40
 
 
 def test_the_picture_of_the_readme_is_what_the_pool_says():

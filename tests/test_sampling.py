@@ -44,10 +44,11 @@ def test_a_temperature_of_a_half_squares_the_odds():
         ({"top_p": 0.81}, {2, 0, 3}),
         ({"top_k": 2, "top_p": 0.6}, {2}),  # of the two, 8 in 12
         ({"top_p": 1e-9}, {2}),
+        ({"temperature": 1e-310}, {2}),
     ],
 )
 def test_it_draws_from_those_it_should(options, tokens):
-    assert set(drawn(Sampling(temperature=1.0, **options))) == tokens
+    assert set(drawn(Sampling(**{"temperature": 1.0} | options))) == tokens
 
 
 def test_a_draw_depends_on_seed_stream_and_position_alone():
@@ -57,6 +58,13 @@ def test_a_draw_depends_on_seed_stream_and_position_alone():
     assert draws() == draws()
     assert draws(first=1)[:-1] == draws()[1:]
     assert draws() != draws(seed=1) and draws() != draws(stream=1) and draws(seed=1) != draws(stream=1)
+    assert draws(stream=1) != draws(first=1)  # nor is one stream another's, later
+
+
+def test_of_equals_the_first_are_the_top_k():
+    logits = np.tile(np.array([0, 1, 2, 2], np.float32), 500)
+    choices = {Sampling(1.0, top_k=5).choose(logits, 0, position) for position in range(100)}
+    assert choices == {2, 3, 6, 7, 10}
 
 
 @given(
@@ -79,8 +87,16 @@ def test_a_token_is_always_one_of_the_top_k(logits, temperature, top_k, top_p, p
         ({"top_p": 0}, ValueError, "top_p: expected more than 0 and at most 1, got 0"),
         ({"top_p": 1.1}, ValueError, "top_p: expected more than 0 and at most 1, got 1.1"),
         ({"seed": -1}, ValueError, "seed: expected an integer of 0 or more, got -1"),
+        ({"seed": 2**128}, ValueError, "seed: expected less than 2\\*\\*128, got 3402"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_refused(temperature, bad):
+    with pytest.raises(ValueError, match=f"logits: expected finite numbers, got {bad} for token 1"):
+        Sampling(temperature).choose(np.array([1, bad, 2], np.float32), 0, 0)

@@ -148,3 +148,14 @@ def test_whoever_carries_out_the_plans_chooses_the_tokens():
     assert [work.request.tokens for work in done[0].work] == [[1, 2, 8, 9, 10]]
     assert service.served["a"].token_us == [5, 10, 15] and len(done) == len(service.steps) == 3
     assert service.answers == {"a": [8, 9, 10]} and service.peak_blocks == 1
+
+
+def test_a_scheduler_can_go_on_when_carrying_out_a_plan_fails():
+    scheduler = Scheduler(BlockAllocator(8), block_size=4)
+
+    def carry_out(plan):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        serve(scheduler, [Arrival("a", 0, [1, 2], 3)], StepCost(step_us=5), carry_out=carry_out)
+    assert [work.request.id for work in scheduler.plan().work] == ["a"]

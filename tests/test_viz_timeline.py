@@ -35,13 +35,6 @@ def test_every_doing_of_the_small_example_is_drawn_and_told():
     assert {"C: block 0", "B: block 1", "gave way: blocks on the host"} <= set(words(swapped))
 
 
-def test_the_numbers_of_many_steps_do_not_run_into_each_other():
-    service = serve(Scheduler(BlockAllocator(8), block_size=4), [Arrival("a", 0, [1, 2], 29)], StepCost(step_us=1))
-    picture = tl.timeline(service, "a", 0, title="One answer", step_is_unit=True)
-    assert len(service.steps) == 29
-    assert [said for said in words(picture) if said.isdigit()] == [str(step) for step in range(2, 29, 2)]
-
-
 def test_a_film_has_its_cursor_at_each_step_and_its_words_outside():
     recompute = four_blocks(Preemption.RECOMPUTE)
     film = tl.film(recompute, "ABC", range(2, 9), start=4, title="By hand", step_is_unit=True)
@@ -109,3 +102,14 @@ def test_charts_draw_the_services_own_numbers(crowd):
     assert picture.figure.axes[1].lines[1].get_ydata() == pytest.approx([crowd.gap_us(50) / 1e3])
     with pytest.raises(KeyError):
         tl.trade({0: crowd}, against="nothing", xlabel="budget", title="Trade")
+
+
+def test_many_steps_are_not_all_numbered():
+    """43 of them: every third one, which leaves room for "step 0"."""
+    scheduler = Scheduler(BlockAllocator(40), block_size=4)
+    service = serve(scheduler, [Arrival("a", 0, range(4), 43)], StepCost(step_us=1), watch=range(50))
+    assert len(service.steps) == 43
+    said = words(tl.timeline(service, "a", 0, title="Long", step_is_unit=True))
+    assert [word for word in said if word == "step 0" or (word.isdigit() and int(word) in range(1, 43))][:15] == [
+        "step 0", *(str(i) for i in range(3, 43, 3))
+    ]  # fmt: skip

@@ -15,7 +15,10 @@ from paged_core.models.llama import Llama
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-NEEDED = ["config.json", "*.safetensors", "tokenizer.json"]
+WEIGHTS = (
+    "model*.safetensors"  # some folders hold the same weights twice, under other names in consolidated*.safetensors
+)
+NEEDED = ["config.json", "generation_config.json", WEIGHTS, "tokenizer.json"]
 
 
 class Checkpoint(NamedTuple):
@@ -24,10 +27,6 @@ class Checkpoint(NamedTuple):
     model: Llama
     tokenizer: Tokenizer
     folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
 
 
 def shipped() -> Path:
@@ -49,9 +48,11 @@ def load(source: str | Path | None = None, *, dtype: mx.Dtype | None = None) -> 
     if not folder.is_dir():
         folder = _download(str(source))
     config = _json(folder / "config.json")
-    files = sorted(folder.glob("*.safetensors"))
+    if (generation := folder / "generation_config.json").is_file():  # a chat model has its ends of answers here
+        config |= {key: value for key, value in _json(generation).items() if key == "eos_token_id"}
+    files = sorted(folder.glob(WEIGHTS))
     if not files:
-        raise CheckpointError(f"{folder}: expected a file *.safetensors with the weights")
+        raise CheckpointError(f"{folder}: expected a file {WEIGHTS} with the weights")
     weights: dict[str, mx.array] = {}
     for file in files:
         try:
@@ -105,5 +106,5 @@ def _download(name: str) -> Path:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise CheckpointError(
             f"{name}: no such folder here, and the Hugging Face hub does not give it: {reason}. Where there is no "
-            "network, name a folder with config.json, *.safetensors and tokenizer.json."
+            f"network, name a folder with config.json, {WEIGHTS} and tokenizer.json."
         ) from None

@@ -7,7 +7,7 @@ sequence's past through the block tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -49,7 +49,8 @@ class Llama:
     def __init__(self, config: LlamaConfig, weights: Mapping[str, mx.array], dtype: mx.Dtype | None = None) -> None:
         found = _Weights(weights)
         self.config = config
-        self.dtype = dtype or found.take("model.embed_tokens.weight", keep=True).dtype
+        embedding = found.take("model.embed_tokens.weight", keep=True)
+        self.dtype = dtype or embedding.dtype
         if self.dtype not in DTYPES:
             raise CheckpointError(f"dtype: expected float32, float16 or bfloat16, got {self.dtype}")
         self.xp: ModuleType = namespace()
@@ -57,14 +58,18 @@ class Llama:
         self._embedding = self._linear(found, "model.embed_tokens", (config.vocab_size, hidden))
         self.layers = [self._layer(found, i) for i in range(config.num_layers)]
         self._norm = self._vector(found, "model.norm.weight", hidden)
-        tied = "lm_head.weight" not in found
-        self._head = self._embedding if tied else self._linear(found, "lm_head", (config.vocab_size, hidden))
+        self._head = self._embedding
+        if not config.tied:
+            self._head = self._linear(found, "lm_head", (config.vocab_size, hidden))
+        elif "lm_head.weight" in found and not mx.array_equal(found.take("lm_head.weight"), embedding):
+            raise CheckpointError("lm_head.weight: expected the embedding, as tie_word_embeddings says, got another")
         found.check_all_taken()
         turn = rotation(config.head_dim, config.rope_theta, config.rope_scaling, config.max_positions)
         self._rope_scale = turn.scale
         # The plain variant's periods MLX works out itself: so our angles are those of all who ask it, bit for bit.
         self._rope_base = config.rope_theta if turn.is_plain else None
         self._rope_periods = None if turn.is_plain else mx.array(turn.periods)
+        self._turn_table = self._turn_table_for(256)
 
     def __repr__(self) -> str:
         c = self.config
@@ -107,7 +112,8 @@ class Llama:
 
         Returns float32 [len(batch.logits_of), vocab_size]: for each of these tokens, what the next one may be.
         """
-        with blas_threads(len(batch.tokens)):
+        # exp(-gate) may be infinite, and gate / (1 + exp(-gate)) is then the 0 that it should be.
+        with blas_threads(len(batch.tokens)), np.errstate(over="ignore"):
             return self._logits(batch, pool, executor)
 
     def _logits(self, batch: Batch, pool: PagedPool, executor: str) -> Array:
@@ -135,8 +141,7 @@ class Llama:
             h = h + layer.down(gate / (1 + xp.exp(-gate)) * up)
         if batch.logits_of.size == 0:  # a chunk of a prompt; arrays without elements crash MLX 0.32.4 on CUDA
             return np.zeros((0, c.vocab_size), np.float32)
-        wanted = batch.logits_of if xp is np else mx.array(batch.logits_of)
-        return self._head(self._normed(h[wanted], self._norm))
+        return self._head(self._normed(self._rows(h, batch.logits_of), self._norm))
 
     def _embed(self, tokens: np.ndarray) -> Array:
         if self.xp is np:
@@ -148,18 +153,28 @@ class Llama:
         mean_square = (x * x).sum(axis=-1, keepdims=True) / x.shape[-1]
         return x / self.xp.sqrt(mean_square + self.config.rms_norm_eps) * weight
 
+    def _rows(self, x: Array, numbers: np.ndarray) -> Array:
+        return x[numbers if self.xp is np else mx.array(numbers)]
+
     def _turns(self, positions: np.ndarray) -> tuple[Array, Array]:
-        """The cosines and sines of every token's angles, float32 [tokens, 1, head_dim / 2]: what becomes of the unit
-        vectors when MLX turns them."""
+        """The cosines and sines of every token's angles, float32 [tokens, 1, head_dim / 2], from a table that grows
+        with the longest sequence."""
+        longest = int(positions.max()) + 1
+        if longest > len(self._turn_table):
+            self._turn_table = self._turn_table_for(1 << (longest - 1).bit_length())
+        return _halves(self._rows(self._turn_table, positions))
+
+    def _turn_table_for(self, num_positions: int) -> Array:
+        """What becomes of unit vectors when MLX turns them, float32 [num_positions, 1, head_dim]: cosines, sines."""
         half = self.config.head_dim // 2
         unit = (mx.arange(2 * half) < half).astype(mx.float32) * self._rope_scale
-        # Spread over the tokens in memory: of a broadcast array MLX 0.32.4 on CUDA turns something else.
-        units = mx.contiguous(mx.broadcast_to(unit, (len(positions), 1, 1, 2 * half)))
+        # Spread over the positions in memory: of a broadcast array MLX 0.32.4 on CUDA turns something else.
+        units = mx.contiguous(mx.broadcast_to(unit, (num_positions, 1, 1, 2 * half)))
         turned = mx.fast.rope(
             units, 2 * half, traditional=False, base=self._rope_base, scale=1.0,
-            offset=mx.array(positions), freqs=self._rope_periods,
+            offset=mx.arange(num_positions, dtype=mx.int32), freqs=self._rope_periods,
         )  # fmt: skip
-        return _halves(from_mlx(self.xp, turned[:, 0]))
+        return from_mlx(self.xp, turned[:, 0])
 
     def _turned(self, x: Array, cos: Array, sin: Array) -> Array:
         """Rotary position embedding: dims i and i + head_dim/2 of every head, turned by the token's i-th angle."""
@@ -170,29 +185,34 @@ class Llama:
         c, name = self.config, f"model.layers.{index}"
         q_size, kv_size = c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        normed_heads = f"{attention}.q_norm.weight" in found
         return Layer(
             self._vector(found, f"{name}.input_layernorm.weight", c.hidden_size),
-            self._linear(found, [f"{attention}.{x}_proj" for x in "qkv"], (q_size + 2 * kv_size, c.hidden_size)),
-            self._vector(found, f"{attention}.q_norm.weight", c.head_dim) if normed_heads else None,
-            self._vector(found, f"{attention}.k_norm.weight", c.head_dim) if normed_heads else None,
-            self._linear(found, f"{attention}.o_proj", (c.hidden_size, q_size)),
+            self._linear(
+                found, [f"{attention}.{x}_proj" for x in "qkv"], (q_size + 2 * kv_size, c.hidden_size), c.qkv_bias
+            ),
+            self._vector(found, f"{attention}.q_norm.weight", c.head_dim) if c.qk_norm else None,
+            self._vector(found, f"{attention}.k_norm.weight", c.head_dim) if c.qk_norm else None,
+            self._linear(found, f"{attention}.o_proj", (c.hidden_size, q_size), c.output_bias),
             self._vector(found, f"{name}.post_attention_layernorm.weight", c.hidden_size),
-            self._linear(found, [f"{mlp}.{x}_proj" for x in ("gate", "up")], (2 * c.intermediate_size, c.hidden_size)),
-            self._linear(found, f"{mlp}.down_proj", (c.hidden_size, c.intermediate_size)),
+            self._linear(
+                found, [f"{mlp}.{x}_proj" for x in ("gate", "up")], (2 * c.intermediate_size, c.hidden_size), c.mlp_bias
+            ),
+            self._linear(found, f"{mlp}.down_proj", (c.hidden_size, c.intermediate_size), c.mlp_bias),
             c.sliding_windows[index] if c.sliding_windows else None,
         )
 
-    def _linear(self, found: _Weights, names: str | list[str], shape: tuple[int, int]) -> Linear:
+    def _linear(
+        self, found: _Weights, names: str | list[str], shape: tuple[int, int], has_bias: bool = False
+    ) -> Linear:
         """One product for all of `names`, one below the other."""
         names = [names] if isinstance(names, str) else names
         weight = mx.concatenate([found.take(f"{name}.weight") for name in names])
         if weight.shape != shape:
             raise CheckpointError(f"{' + '.join(names)}: expected shape {list(shape)}, got {list(weight.shape)}")
-        biases = [found.take(f"{name}.bias") for name in names if f"{name}.bias" in found]
-        if biases and len(biases) < len(names):
-            raise CheckpointError(f"{' + '.join(names)}: expected a bias for each or for none")
-        return Linear(self.xp, weight.astype(self.dtype), mx.concatenate(biases) if biases else None)
+        bias = mx.concatenate([found.take(f"{name}.bias") for name in names]) if has_bias else None
+        if bias is not None and bias.shape != shape[:1]:
+            raise CheckpointError(f"{' + '.join(names)}: expected a bias of shape {[shape[0]]}, got {list(bias.shape)}")
+        return Linear(self.xp, weight.astype(self.dtype), bias)
 
     def _vector(self, found: _Weights, name: str, size: int) -> Array:
         vector = found.take(name)
@@ -216,9 +236,6 @@ class _Weights:
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._left)
 
     def take(self, name: str, *, keep: bool = False) -> mx.array:
         if name not in self._left:

@@ -2,7 +2,8 @@
 
 Dimensions i and i + head_dim/2 of a query or key at position p are turned by the angle p / period[i]. What differs
 between models is the periods alone (and, in YaRN, one factor for all), so they are worked out once, at loading.
-Sources: Su et al., RoFormer, 2021; Llama 3's rule, Meta, 2024; YaRN, Peng et al., 2023.
+Sources: Su et al., RoFormer, 2021; Llama 3's rule, Meta, 2024; YaRN, Peng et al., 2023; and for what a
+missing number means, transformers' modeling_rope_utils.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def rotation(head_dim: int, theta: float, scaling: Mapping[str, Any], max_positi
     variant = scaling.get("rope_type") or scaling.get("type") or "default"
     try:
         match variant:
-            case "default" | "mrope":
+            case "default":
                 return Rotation(periods, is_plain=True)
             case "linear":
                 return Rotation(periods * np.float32(scaling["factor"]))
@@ -59,15 +60,17 @@ def _yarn(periods: NDArray[np.float32], theta: float, scaling: Mapping[str, Any]
         """Which pair of dimensions turns so often over the context first trained on."""
         return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    first = max(math.floor(dimension(scaling.get("beta_fast", 32))), 0)
-    last = min(math.ceil(dimension(scaling.get("beta_slow", 1))), head_dim - 1)
+    first, last = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
     share_slowed = np.clip((np.arange(len(periods)) - first) / max(last - first, 0.001), 0, 1)
     slowed = periods / (share_slowed / factor + (1 - share_slowed))
 
     def sharpness(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    scale = scaling.get("attention_factor") or (
-        sharpness(scaling.get("mscale") or 1) / sharpness(scaling.get("mscale_all_dim") or 0)
-    )
+    scale, mscale, all_dim = (scaling.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+    if scale is None:  # one of the two alone counts for nothing
+        scale = sharpness(mscale) / sharpness(all_dim) if mscale and all_dim else sharpness(1)
     return Rotation(slowed.astype(np.float32), scale)

@@ -155,12 +155,12 @@ def _draw_span(svg: Svg, span: Span, x0: float, x1: float, y: float, row: float)
 def _axis(svg: Svg, begin: int, end: int, y: float, x_of, steps, step_is_unit: bool) -> None:
     svg.line([(_LEFT, y + 4), (WIDTH - 16, y + 4)], color="muted", width=1.5)
     if step_is_unit:
-        width = (WIDTH - 16 - _LEFT) / max(len(steps), 1)
-        every = next((n for n in (1, 2, 5, 10, 20, 50) if n * width >= 30), 100)  # px: room for "step 0" and the next
+        every = -(-len(steps) // 15)  # "step 0" is the widest, and needs as much room as three of the others
         for i, step in enumerate(steps):
+            if i % every:
+                continue
             x = (x_of(step.begin_us) + x_of(step.end_us)) / 2
-            if i % every == 0:
-                svg.text(x, y + 22, f"step {i}" if i == 0 else i, size=SMALL, anchor="middle", color="muted")
+            svg.text(x, y + 22, f"step {i}" if i == 0 else i, size=SMALL, anchor="middle", color="muted")
         return
     unit = next(u for u in (100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000, 60_000_000)
                 if (end - begin) / u <= 12)  # fmt: skip
