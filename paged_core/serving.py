@@ -86,9 +86,10 @@ class Step(NamedTuple):
 
 @dataclass
 class Served:
-    """What became of one request; the times are of its tokens, in microseconds."""
+    """What became of one request: its tokens, and their times in microseconds."""
 
     arrived_us: int
+    tokens: list[int] = field(default_factory=list)
     token_us: list[int] = field(default_factory=list)
     num_preemptions: int = 0
 
@@ -120,6 +121,16 @@ class Service:
     def gap_us(self, percent: int) -> int:
         """So many per cent of the tokens came within this time after the one before."""
         return percentile([gap for served in self.served.values() for gap in served.gaps_us], percent)
+
+    @property
+    def answers(self) -> dict[Hashable, list[int]]:
+        """The tokens that each request was given."""
+        return {id: served.tokens for id, served in self.served.items()}
+
+    @property
+    def peak_blocks(self) -> int:
+        """The most blocks that were in use in any step."""
+        return max(step.blocks_in_use for step in self.steps)
 
     @property
     def tokens_per_s(self) -> int:
@@ -214,7 +225,8 @@ def serve(
         except BaseException:
             scheduler.abandon(plan)  # it can be used again
             raise
-        for id in tokens:
+        for id, token in tokens.items():
+            service.served[id].tokens.append(token)
             service.served[id].token_us.append(now)
         for request in scheduler.complete(plan, tokens):
             turn(request.id, None, now)

@@ -180,6 +180,25 @@ def test_the_bound_would_notice(llama, spoil):
     assert not share_of_bound(wrong, expected, mx.float32) < 100
 
 
+def test_a_table_may_be_spoilt_after_the_prompt(llama):
+    theirs, ours = llama
+    dense = dense_logits(theirs)
+    stale = [BLOCKS[1], *BLOCKS[1:]]
+    got = paged_logits(ours, blocks_after_prompt=stale)
+    assert share_of_bound(got[:1], dense[:1], mx.float32) <= 1
+    rest = oracle.share_of_bound(got[1:], dense[1:], mx.float32, num_layers=3, first=PROMPT + 1)
+    assert rest.min() > 10
+
+
+def test_greedy_goes_on_by_the_likeliest(llama):
+    _, ours = llama
+    answer = oracle.greedy(ours, pool_of_nan(ours), BLOCKS, TOKENS[:PROMPT], 5)
+    logits = paged_logits(ours, tokens=[*TOKENS[:PROMPT], *answer])
+    assert logits.argmax(axis=1)[:-1].tolist() == answer
+    other = oracle.greedy(ours, pool_of_nan(ours), BLOCKS, TOKENS[:PROMPT], 5, blocks_after_prompt=[4, *BLOCKS[1:]])
+    assert other[0] == answer[0] and other != answer  # block 4 is nobody's: NaN from the second on
+
+
 # ------------------------------------------------------------------------------------------------ what does not fit
 
 

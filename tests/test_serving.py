@@ -147,6 +147,7 @@ def test_whoever_carries_out_the_plans_chooses_the_tokens():
     service = serve(scheduler, [Arrival("a", 0, [1, 2], 3)], StepCost(step_us=5), carry_out=carry_out)
     assert [work.request.tokens for work in done[0].work] == [[1, 2, 8, 9, 10]]
     assert service.served["a"].token_us == [5, 10, 15] and len(done) == len(service.steps) == 3
+    assert service.answers == {"a": [8, 9, 10]} and service.peak_blocks == 1
 
 
 def test_a_scheduler_can_go_on_when_carrying_out_a_plan_fails():

@@ -20,3 +20,6 @@ def test_the_words_say_how_many_tokens_a_second():
     assert repr(chart) == "Speed. ours: 700 at 1, 3,000 at 8; theirs: 350 at 1"
     (axes,) = chart.figure.axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "8"]
+    ours, theirs = axes.get_lines()
+    assert ours.get_linestyle() != "None" and ours.get_markerfacecolor() != "none"
+    assert theirs.get_linestyle() == "None" and theirs.get_markerfacecolor() == "none"  # what lies below it shows

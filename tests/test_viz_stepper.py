@@ -89,6 +89,12 @@ def test_every_access_has_words_and_a_picture(ten):
         stepper.step_picture(ten, 10_000)
 
 
+def test_one_lane_writes_and_many_write(ten):
+    for number, access in enumerate(ten.accesses(0, 0)):
+        alt = stepper.step_picture(ten, number).alt
+        assert alt.startswith("Lane 0 writes " if access.buffer in ("top", "total") and access.is_write else "Lanes ")
+
+
 def test_one_element_for_all_lanes_is_said_so(ten):
     number = next(i for i, a in enumerate(ten.accesses(0, 0)) if a.buffer == "block_tables")
     assert "1 cache line of 64 bytes: one element, for all lanes at once" in words(stepper.step_picture(ten, number))

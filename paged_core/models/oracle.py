@@ -30,19 +30,41 @@ def paged_logits(
     *,
     prompt: int,
     chunks: Sequence[int] | None = None,
+    blocks_after_prompt: Sequence[int] | None = None,
     executor: str = "auto",
 ) -> NDArray[np.float64]:
     """Logits after the first `prompt` tokens and after each that follows: float64 [len(tokens) - prompt + 1, vocab].
 
-    K and V go into `blocks` of the pool; the prompt in one go or in `chunks`, the rest token by token.
+    K and V go into `blocks` of the pool; the prompt in one go or in `chunks`, the rest token by token. To see what a
+    wrong block table does, hand one over as `blocks_after_prompt`: the tokens after the prompt go by it.
     """
     rows, first = [], 0
     for count in (*(chunks or [prompt]), *[1] * (len(tokens) - prompt)):
-        work = work_for(tokens, blocks, first, count, samples=first + count >= prompt)
+        table = blocks if first < prompt else blocks_after_prompt or blocks
+        work = work_for(tokens, table, first, count, samples=first + count >= prompt)
         logits = model(Batch.of([work], pool.block_size), pool, executor=executor)
         rows.append(np.array(logits, np.float64))
         first += count
     return np.concatenate(rows)
+
+
+def greedy(
+    model: Llama,
+    pool: PagedPool,
+    blocks: Sequence[int],
+    prompt: Sequence[int],
+    num_new_tokens: int,
+    *,
+    blocks_after_prompt: Sequence[int] | None = None,
+) -> list[int]:
+    """The tokens with which the model goes on, always by the likeliest; blocks as in `paged_logits`."""
+    tokens = list(prompt)
+    logits = paged_logits(model, pool, blocks, tokens, prompt=len(tokens))
+    for _ in range(num_new_tokens):
+        tokens.append(int(logits[-1].argmax()))
+        work = work_for(tokens, blocks_after_prompt or blocks, len(tokens) - 1, 1)
+        logits = np.array(model(Batch.of([work], pool.block_size), pool))
+    return tokens[len(prompt) :]
 
 
 def mlx_lm_logits(model, tokens: Sequence[int], *, prompt: int) -> NDArray[np.float64]:
@@ -61,7 +83,8 @@ def logit_bound(logits: ArrayLike, dtype: mx.Dtype, num_layers: int, position: i
     An estimate, not a proof: each layer rounds about a dozen times on its way (two norms, seven products, the softmax,
     two sums), each time by a unit roundoff u of what it has at hand, and products add up roundings of their own. 64 u a
     layer is 5 to 100 times what was seen. An angle of rotation is a float32 that grows with the position, and
-    off by as many of its u. A wrong slot or position is hundreds of bounds away.
+    off by as many of its u. In float32 a wrong slot or position is hundreds of bounds away; in float16 and bfloat16,
+    whose bounds are thousands of times as wide, it may lie within. So compare in float32.
     """
     return float(np.abs(logits).max() * num_layers * (64 * ROUNDOFF[dtype] + 2 * position * ROUNDOFF[mx.float32]))
 

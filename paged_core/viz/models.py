@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +26,7 @@ def logit_errors(shares: Mapping[str, ArrayLike], *, first: int, title: str) -> 
         for i, (name, line) in enumerate(lines.items()):
             look = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
             ax.plot(range(first, first + len(line)), line, label=name, markevery=8, **look)
+        ax.text(0.99, 0.35, "within the bound: rounding", transform=ax.get_yaxis_transform(), ha="right", va="center")
         ax.set(yscale="log", ylim=(1e-3, None), xlabel="tokens read", ylabel="difference of logits / bound")
         picture.figure.legend(loc="outside lower center", ncols=len(shares))
     return picture
@@ -39,7 +41,9 @@ def tokens_per_second(speeds: Mapping[str, Mapping[int, float]], *, title: str) 
     counts: Sequence[int] = sorted({count for line in speeds.values() for count in line})
     with chart(title=title, alt=alt, size=(10, 4.2)) as (picture, ax):
         for i, (name, line) in enumerate(speeds.items()):
-            look = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
+            look: dict[str, Any] = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
+            if len(line) == 1:  # a mark and no line, open, for it may well lie on another
+                look |= {"linestyle": "none", "markersize": 15, "markerfacecolor": "none", "markeredgewidth": 3}
             ax.plot(list(line), list(line.values()), label=name, **look)
         ax.set(xscale="log", xlabel="requests at once", ylabel="tokens a second", ylim=(0, None))
         ax.set_xticks(counts, [str(count) for count in counts])

@@ -181,7 +181,8 @@ def step_picture(scene: Scene, step: int, *, threadgroup: int = 0, simdgroup: in
     access = steps[step]
     verb = "writes" if access.is_write else "reads"
     title = f"Simdgroup {simdgroup}, access {step + 1} of {len(steps)}: {verb} {access.buffer}"
-    said = f"{_lanes(access.lanes)} {verb[:-1]} {scene.sentence(access, threadgroup)}"
+    does = verb if access.lanes[0] == access.lanes[-1] else verb[:-1]
+    said = f"{_lanes(access.lanes)} {does} {scene.sentence(access, threadgroup)}"
     picture = Svg(1010, 590 if words else 540, title=title, alt=f"{said}; {_lines_used(access)}.")
     _draw_source(picture, scene.sources, access.line, 14, TITLE_HEIGHT)
     y = TITLE_HEIGHT + 132
