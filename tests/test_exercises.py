@@ -330,6 +330,11 @@ def test_what_is_no_answer_is_told_so(answer):
         block_allocator.culprit.check(answer)
 
 
+def test_a_lambda_is_told_from_a_function():
+    with pytest.raises(NotSolved, match="got a lambda, which has no name"):
+        block_allocator.culprit.check(lambda ref_counts, blocks: None)
+
+
 @pytest.mark.parametrize("body", ["...", "pass", "raise NotImplementedError", '"""Mine."""', '"""Mine."""\n    ...'])
 def test_what_was_not_begun_is_not_called_wrong(body):
     verdict = verdict_on(f"def culprit(ref_counts, blocks):\n    {body}\n")

@@ -260,6 +260,8 @@ def _lines_of(name: str, answer: Any) -> tuple[int, bool]:
         found = []
     if not found:
         what = f"{answer.__name__!r}" if isinstance(answer, type) else written(type(answer).__name__)
+        if getattr(answer, "__name__", "") == "<lambda>":
+            what = "a lambda, which has no name"
         raise NotSolved(f"{name}: expected a function or class, written in a cell with its name, got {what}")
     handlers = (node for node in ast.walk(found[-1]) if isinstance(node, ast.ExceptHandler))
     if any(node.type is None or ast.unparse(node.type) == "BaseException" for node in handlers):

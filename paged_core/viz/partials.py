@@ -201,7 +201,7 @@ def chunk_triangles(num_tokens: int, sizes: Sequence[int], *, title: str) -> Svg
         facts.append((size, calls, own, again))
     picture = Svg(
         picture_width, top + side + 104, title=title,
-        alt="; ".join(f"chunks of {size}: {len(calls)} calls read {own + again} keys, {again} of them again"
+        alt="; ".join(f"chunks of {size}, {len(calls)} of them: {own + again} keys are read, {again} of them again"
                       for size, calls, own, again in facts),
     )  # fmt: skip
     for panel, (size, calls, own, again) in enumerate(facts):
