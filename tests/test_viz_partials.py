@@ -71,7 +71,8 @@ def test_times_are_drawn_as_measured_with_the_rules_choice():
 def test_a_triangle_says_what_is_read(size, calls, read):
     picture = partials.chunk_triangles(48, [size], title="Chunks")
     assert f"{calls}, {read} keys read" in words(picture)
-    assert picture.alt == f"chunks of {size}, {calls.split()[0]} of them: {read} keys are read, {read - 48} of them again"
+    count = calls.split()[0]
+    assert picture.alt == f"chunks of {size}, {count} of them: {read} keys are read, {read - 48} of them again"
 
 
 def test_a_mixed_batch_shows_each_row_with_its_position():
