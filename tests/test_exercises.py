@@ -251,6 +251,7 @@ MISTAKES = {  # (notebook, exercise, answer): what to change in the solution, an
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # an answer may divide nothing by nothing
 @pytest.mark.parametrize(
     "notebook, exercise, answer, before, after",
     [(*where, *change) for where, changes in MISTAKES.items() for change in changes],
