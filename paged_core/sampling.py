@@ -39,7 +39,7 @@ class Sampling:
         the same tokens alone, in a batch, and computed again after a preemption. ValueError for logits that are no
         numbers: something has overflowed, or an unwritten slot was read.
         """
-        likeliest = int(logits.argmax())  # NaN, where there is one
+        likeliest = int(np.argmax(logits))  # NaN, where there is one
         if not np.isfinite(logits[likeliest]):
             raise ValueError(f"logits: expected finite numbers, got {logits[likeliest]} for token {likeliest}")
         if self.temperature == 0:

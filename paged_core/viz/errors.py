@@ -41,8 +41,8 @@ def error_at_length(case: PagedCase, output: mx.array) -> ErrorAtLength:
     ((k, v),) = case.dense
     lost = dense_attention(to_numpy(case.q), k[:-1], v[:-1], **case.features)
     answer = to_numpy(output)
-    shares = [float(share_of_bound(x, oracle, bound).max()) for x in (answer, lost)]
-    return ErrorAtLength(case.dtype, len(k), float(np.abs(answer - oracle).max()), float(bound.max()), *shares)
+    shares = [float(np.max(share_of_bound(x, oracle, bound))) for x in (answer, lost)]
+    return ErrorAtLength(case.dtype, len(k), float(np.max(np.abs(answer - oracle))), float(np.max(bound)), *shares)
 
 
 def error_chart(rows: Sequence[ErrorAtLength]) -> Chart:

@@ -132,7 +132,7 @@ def budget_bars(stretches: Mapping[str, Stretch], *, since: int, token_bytes: in
         for y, stretch in enumerate(stretches.values()):
             ax.text(left[y] * 1.01, y, f"{stretch.mean('running', since)} requests", va="center", fontweight="bold")
         ax.set_yticks(range(len(stretches)), list(stretches))
-        ax.set(xlabel="GiB, mean over the steps", xlim=(0, left.max() * 1.2), xticks=np.linspace(0, left.max(), 5))
+        ax.set(xlabel="GiB, mean over the steps", xlim=(0, np.max(left) * 1.2), xticks=np.linspace(0, np.max(left), 5))
         ax.xaxis.set_major_formatter("{x:.4g}")
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
