@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-pytest.importorskip("tokenizers", reason="the tokenizer's library is not installed: pip install 'paged-core[models]'")
+pytest.importorskip("tokenizers", reason="the tokenizer's library is not installed: pip install '.[models]'")
 
 from paged_core import (
     BlockAllocator,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("tokenizers", reason="the tokenizer's library is not installed: pip install 'paged-core[models]'")
+pytest.importorskip("tokenizers", reason="the tokenizer's library is not installed: pip install '.[models]'")
 
 from paged_core.__main__ import main
 from paged_core.generate import _Words

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-pytest.importorskip("mlx_lm", reason="mlx-lm, the peer, is not installed: pip install 'paged-core[models]'")
+pytest.importorskip("mlx_lm", reason="mlx-lm, the peer, is not installed: pip install '.[models]'")
 
 from mlx.utils import tree_flatten
 

@@ -16,7 +16,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from threadpoolctl import ThreadpoolController
+
+try:
+    from threadpoolctl import ThreadpoolController
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("paged_core.models needs threadpoolctl: pip install threadpoolctl") from None
 
 FEW_TOKENS = 64
 Array = Any  # np.ndarray or mx.array, as `xp` says

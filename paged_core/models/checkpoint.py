@@ -70,7 +70,7 @@ def _tokenizer(path: Path) -> Tokenizer:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise CheckpointError('tokenizers is not installed: pip install "paged-core[models]"') from None
+        raise CheckpointError("tokenizers is not installed: pip install tokenizers") from None
     if not path.is_file():
         raise CheckpointError(f"{path}: expected the tokenizer here; there is no such file")
     try:
@@ -98,7 +98,7 @@ def _download(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError(
-            f'{name}: no such folder; to look for it on the hub: pip install "paged-core[models]"'
+            f"{name}: no such folder; to look for it on the hub: pip install huggingface_hub"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=NEEDED))
