@@ -168,13 +168,14 @@ class Llama:
         """What becomes of unit vectors when MLX turns them, float32 [num_positions, 1, head_dim]: cosines, sines."""
         half = self.config.head_dim // 2
         unit = (mx.arange(2 * half) < half).astype(mx.float32) * self._rope_scale
-        # Spread over the positions in memory: of a broadcast array MLX 0.32.4 on CUDA turns something else.
-        units = mx.contiguous(mx.broadcast_to(unit, (num_positions, 1, 1, 2 * half)))
+        # Spread over the positions in memory: of a broadcast array MLX 0.32.4 on CUDA turns something else. And as one
+        # sequence: of a batch of so many short vectors its CUDA kernel cannot be started.
+        units = mx.contiguous(mx.broadcast_to(unit, (num_positions, 2 * half)))
         turned = mx.fast.rope(
-            units, 2 * half, traditional=False, base=self._rope_base, scale=1.0,
-            offset=mx.arange(num_positions, dtype=mx.int32), freqs=self._rope_periods,
+            units[None], 2 * half, traditional=False, base=self._rope_base, scale=1.0, offset=0,
+            freqs=self._rope_periods,
         )  # fmt: skip
-        return from_mlx(self.xp, turned[:, 0])
+        return from_mlx(self.xp, turned.swapaxes(0, 1))
 
     def _turned(self, x: Array, cos: Array, sin: Array) -> Array:
         """Rotary position embedding: dims i and i + head_dim/2 of every head, turned by the token's i-th angle."""
