@@ -28,6 +28,12 @@ def check_dtype(name: str, x: mx.array, expected: mx.Dtype) -> None:
         raise TypeError(f"{name}: expected dtype {expected}, got {x.dtype}")
 
 
+def check_pool_dtype(name: str, dtype: mx.Dtype) -> None:
+    """TypeError for what no pool can hold; for a dtype's name, too, since MLX takes none."""
+    if dtype not in DTYPES:
+        raise TypeError(f"{name}: expected mx.float32, mx.float16 or mx.bfloat16, got {dtype!r}")
+
+
 def as_host_ints(name: str, x: mx.array | NDArray | Sequence[int]) -> NDArray[np.integer]:
     """The integers of `x` on the host; for an mlx array this waits until they have been computed."""
     if isinstance(x, mx.array) and not mx.issubdtype(x.dtype, mx.integer):

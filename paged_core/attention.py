@@ -9,10 +9,10 @@ import numpy as np
 
 from paged_core import executors
 from paged_core.arguments import (
-    DTYPES,
     as_host_ints,
     check_dtype,
     check_fits_tables,
+    check_pool_dtype,
     check_query_starts,
     check_shape,
     query_starts,
@@ -131,12 +131,12 @@ def checked_call(
     check_layout(layout)
     check_shape("q", q, ("num_tokens", "num_q_heads", "head_dim"))
     num_tokens, num_q_heads, head_dim = q.shape
-    if q.dtype not in DTYPES:
-        raise TypeError(f"q: expected dtype float32, float16 or bfloat16, got {q.dtype}")
+    check_pool_dtype("q", q.dtype)
     for name, pool in (("k_pool", k_pool), ("v_pool", v_pool)):
         if not isinstance(pool, mx.array):
             raise TypeError(f"{name}: expected an mlx array, got {type(pool).__name__}")
-        check_dtype(name, pool, q.dtype)
+        if pool.dtype != q.dtype:
+            raise TypeError(f"{name}: expected q's dtype {q.dtype}, got {pool.dtype}")
     geometry = layout.geometry(k_pool.shape, v_pool.shape, q.dtype.size)
     if head_dim != geometry.head_dim:
         raise ValueError(f"q: expected the pool's head_dim {geometry.head_dim}, got {head_dim}")

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from operator import index
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,23 +30,30 @@ if TYPE_CHECKING:
 GREEDY = Sampling()
 
 
+@runtime_checkable
 class Model(Protocol):
     """What the engine asks of a model; see models.llama.Llama."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Tokens are 0 to vocab_size - 1."""
 
     @property
-    def max_positions(self) -> int: ...  # tokens that a sequence may have
+    def max_positions(self) -> int:
+        """How many tokens a sequence may have, its answer included."""
 
     @property
-    def stop_tokens(self) -> frozenset[int]: ...  # that end an answer
+    def stop_tokens(self) -> frozenset[int]:
+        """Each of them ends an answer."""
 
-    def pool(self, num_blocks: int, block_size: int = 16) -> PagedPool: ...
+    def pool(self, num_blocks: int, block_size: int = 16) -> PagedPool:
+        """A pool of the shape and dtype that the model needs."""
 
-    def check_pool(self, pool: PagedPool) -> None: ...
+    def check_pool(self, pool: PagedPool) -> None:
+        """ValueError or TypeError for a pool of another."""
 
-    def __call__(self, batch: Batch, pool: PagedPool, *, executor: str = "auto") -> Array: ...
+    def __call__(self, batch: Batch, pool: PagedPool, *, executor: str = "auto") -> Array:
+        """Write the batch's K and V to the pool; logits, float32 [len(batch.logits_of), vocab_size]."""
 
 
 class Token(NamedTuple):
@@ -86,6 +93,7 @@ class Engine:
         host_blocks: HostBlocks | None = None,
         executor: str = "auto",
     ) -> None:
+        _check_model(model)
         model.check_pool(pool)
         if scheduler.block_size != pool.block_size:
             raise ValueError(f"scheduler: expected the pool's block_size {pool.block_size}, got {scheduler.block_size}")
@@ -120,7 +128,8 @@ class Engine:
         executor: str = "auto",
     ) -> Engine:
         """An engine with a pool and a scheduler of its own."""
-        allocator = BlockAllocator(num_blocks)
+        _check_model(model)
+        allocator = BlockAllocator(positive("num_blocks", num_blocks))
         blocks = PrefixCache(allocator, block_size=block_size) if prefix_cache else allocator
         scheduler = Scheduler(
             blocks, block_size=block_size, max_running=max_running, max_tokens_per_step=max_tokens_per_step
@@ -151,7 +160,7 @@ class Engine:
             tokens = [index(token) for token in prompt]
         except TypeError:
             raise TypeError(
-                f"prompt: expected a list of token ids, got {str(prompt)[:40]!r}; a tokenizer's encode(text).ids makes "
+                f"prompt: expected a list of token ids, got {repr(prompt)[:40]}; a tokenizer's encode(text).ids makes "
                 "one of a text"
             ) from None
         if outside := [token for token in tokens if not 0 <= token < self.model.vocab_size]:
@@ -159,7 +168,7 @@ class Engine:
         longest = len(tokens) + positive("max_new_tokens", max_new_tokens)
         if longest > self.model.max_positions:
             raise RequestRefused(
-                f"request {id!r}: {len(tokens)} prompt tokens and {max_new_tokens} new ones are {longest}; the model "
+                f"request {id!r}: a prompt of {len(tokens)} and {max_new_tokens} new tokens are {longest}; the model "
                 f"has {self.model.max_positions} positions"
             )
         if not isinstance(sampling, Sampling):
@@ -275,6 +284,11 @@ class Engine:
             sampling, stream = self._sampling.get(request.id, (GREEDY, 0))
             chosen[request.id] = sampling.choose(row, stream, request.num_generated)
         return chosen
+
+
+def _check_model(model: Model) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected one such as load().model, got {type(model).__name__}")
 
 
 def _ended(request: Request) -> bool:

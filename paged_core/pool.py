@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paged_core.arguments import (
-    DTYPES,
     as_host_ints,
     check_dtype,
     check_fits_tables,
+    check_pool_dtype,
     check_query_starts,
     check_shape,
     query_starts,
@@ -55,8 +55,7 @@ class PagedPool:
             raise ValueError(f"head_dim: expected a multiple of 8 up to 512, got {head_dim}")
         if self.num_slots > MAX_SLOT:
             raise ValueError(f"num_blocks * block_size: expected fewer than 2^31 slots, got {self.num_slots}")
-        if dtype not in DTYPES:
-            raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype!r}")
+        check_pool_dtype("dtype", dtype)
         check_layout(layout)
         self.dtype, self.layout = dtype, layout
         k_shape, v_shape = layout.shapes(self.geometry, dtype.size)

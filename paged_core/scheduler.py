@@ -190,7 +190,7 @@ class Scheduler:
         needed = -(-longest // self.block_size)
         if needed > self.blocks.capacity:
             raise RequestRefused(
-                f"request {id!r}: {len(tokens)} prompt tokens and {max_new_tokens} new ones need {needed} blocks of "
+                f"request {id!r}: a prompt of {len(tokens)} and {max_new_tokens} new tokens need {needed} blocks of "
                 f"{self.block_size}; the pool has {self.blocks.capacity}"
             )
         order = self._num_arrived + integer("priority", priority) * self.patience, self._num_arrived

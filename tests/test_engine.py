@@ -346,11 +346,11 @@ def test_engine_does_not_take_what_is_no_number_for_a_token(checkpoint, prompts)
 
 def test_engine_refuses_all_when_it_refuses_one(checkpoint, prompts):
     engine = engine_of(checkpoint.model, 8)
-    with pytest.raises(RequestRefused, match="request 1: 100 prompt tokens and 30 new ones need 17 blocks"):
+    with pytest.raises(RequestRefused, match="request 1: a prompt of 100 and 30 new tokens need 17 blocks"):
         next(engine.generate([prompts[0], [5] * 100], max_new_tokens=NEW))
     assert not engine.scheduler.requests
     with pytest.raises(
-        RequestRefused, match="request 0: 1000 prompt tokens and 25 new ones are 1025; the model has 1024"
+        RequestRefused, match="request 0: a prompt of 1000 and 25 new tokens are 1025; the model has 1024"
     ):
         next(engine.generate([[5] * 1000], max_new_tokens=25))
     encoding = checkpoint.tokenizer.encode("In the beginning")
@@ -390,6 +390,11 @@ def test_engine_refuses_parts_that_do_not_fit(checkpoint):
     with pytest.raises(ValueError, match="room for 4 blocks of this engine's pool, got room for 4 of another one"):
         Engine(model, pool, swapping, host_blocks=HostBlocks(model.pool(16, 8), 4))
     assert Engine(model, pool, swapping).host_blocks.num_blocks == 4
+    for make in (Engine.of, lambda model: Engine(model, pool, swapping)):
+        with pytest.raises(TypeError, match=r"model: expected one such as load\(\).model, got Checkpoint"):
+            make(checkpoint)
+    with pytest.raises(ValueError, match="num_blocks: expected a positive integer, got -4"):
+        Engine.of(model, num_blocks=-4)
 
 
 def test_engine_shows_a_bar(checkpoint, prompts, capsys):

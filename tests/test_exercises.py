@@ -296,7 +296,7 @@ def test_the_smallest_case_is_told_in_figures():
         ("return ref_count", "NameError: name 'ref_count' is not defined, at `return ref_count`"),
         ("return object()", "<object object>"),  # without its address: the same in every run
         ("return [i for i in iter(lambda: 0, 1)]", "no end after 1,000,000 steps"),
-        ("yield 1", "<generator object culprit>"),
+        ("yield 1", "a generator, not what it yields"),
         ("blocks.append(blocks); return blocks", "RecursionError"),
     ],
 )
@@ -329,6 +329,13 @@ def test_the_stop_button_still_stops():
 def test_what_is_no_answer_is_told_so(answer):
     with pytest.raises(NotSolved, match="expected a function or class, written in a cell with its name, got"):
         block_allocator.culprit.check(answer)
+
+
+@pytest.mark.parametrize("body", ["...", '"""Mine."""', "size = 3"])
+def test_a_class_that_was_only_begun_is_told_so(body):
+    exec(f"class FreeList:\n    {body}", cell := {"__name__": "__main__"})
+    with pytest.raises(NotSolved, match="the class 'FreeList' has no method yet"):
+        block_allocator.free_list.check(cell["FreeList"])
 
 
 def test_a_lambda_is_told_from_a_function():

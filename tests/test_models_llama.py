@@ -222,8 +222,11 @@ def test_a_model_refuses_weights_that_do_not_fit(llama):
         Llama(config, weights | {"model.layers.0.self_attn.q_proj.bias": mx.zeros(64)})
     with pytest.raises(CheckpointError, match=r"weights: expected 'lm_head.weight' among them"):
         Llama(config, {k: v for k, v in weights.items() if k != "lm_head.weight"})
-    with pytest.raises(CheckpointError, match="dtype: expected float32, float16 or bfloat16, got"):
-        Llama(config, weights, mx.int8)
+    for dtype, got in ((mx.int8, "mlx.core.int8"), ("float32", "'float32'")):
+        with pytest.raises(TypeError, match=f"dtype: expected mx.float32, mx.float16 or mx.bfloat16, got {got}"):
+            Llama(config, weights, dtype)
+    with pytest.raises(CheckpointError, match="weights: expected float32, float16 or bfloat16, got mlx.core.int32"):
+        Llama(config, {k: v.astype(mx.int32) for k, v in weights.items()})
     Llama(config, weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros(8)})  # old ones carry it
 
 
@@ -443,8 +446,11 @@ def test_a_folder_s_small_files_are_looked_at(tmp_path, name, words):
 
 
 def test_a_name_that_is_nowhere_is_refused_with_what_to_do(monkeypatch):
-    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
-        load("nowhere")
+    for name, words in (("nowhere", "nowhere: no"), ("nowhere/", "nowhere/: no"), ("", "'': no")):
+        with pytest.raises(CheckpointError, match=f"^{words} such folder$"):
+            load(name)
+    with pytest.raises(TypeError, match="source: expected a folder, or a name on the hub, got 3"):
+        load(3)
 
     def no_network(name, **_):
         raise OSError("no route\nto host")

@@ -433,7 +433,7 @@ ALIKE = (2, 16, 16, mx.float16)
         (Model((2, 12, 12, mx.float16)), ValueError, "head_dim: expected a multiple of 8 up to 512, got 12"),
         (Model(ALIKE, caches=[ArraysCache(2)]), TypeError, "layer 0 keeps a ArraysCache, which no paged pool can"),
         (Model(ALIKE, caches=[RotatingKVCache(8, keep=4)]), TypeError, "layer 0 keeps a RotatingKVCache, which"),
-        (Model((2, 16, 16, mx.complex64)), TypeError, "dtype: expected float32, float16 or bfloat16"),
+        (Model((2, 16, 16, mx.complex64)), TypeError, "dtype: expected mx.float32, mx.float16 or mx.bfloat16"),
     ],
 )
 def test_mlx_lm_models_that_no_pool_fits(model, error, message):

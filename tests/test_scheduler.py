@@ -397,7 +397,7 @@ def test_what_can_never_fit_is_refused_at_once_with_the_reason():
     scheduler.add("fits", range(10), 7)
     for prompt, new in ((10, 8), (17, 1), (1, 17)):
         with pytest.raises(
-            RequestRefused, match=f"{prompt} prompt tokens and {new} new ones need 5 blocks of 4; the pool"
+            RequestRefused, match=f"a prompt of {prompt} and {new} new tokens need 5 blocks of 4; the pool"
         ):
             scheduler.add("too long", range(prompt), new)
     assert scheduler.requests.keys() == {"fits"} and len(scheduler.waiting) == 1

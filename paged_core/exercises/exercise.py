@@ -23,7 +23,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 from paged_core.errors import PagedCoreError
-from paged_core.viz.answers import Input, Row, compared, written
+from paged_core.viz.answers import Input, Row, compared, cut, written
 from paged_core.viz.svg import Svg
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -147,7 +147,7 @@ class Exercise:
             message = f"{self.name}: {verdict}.\n  given     {trial.given}\n  expected  {written(trial.expected)}\n"
             message += f"  got       {written(trial.got, 600)}"
             if printed.getvalue():
-                message += "\n  printed\n" + indent(written(printed.getvalue().rstrip(), 600), "    ")
+                message += "\n  printed\n" + indent(cut(printed.getvalue().rstrip(), 600), "    ")
             raise kind(message, trial, trial.draw(title=f"{self.name}: {verdict}")) from None
         if lines > self.lines:
             raise TooManyLines(f"{self.name}: right, but in {lines} lines; {self.lines} are enough.")
@@ -196,7 +196,7 @@ def attempt(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return Failure(error, f"RecursionError: it calls itself without an end{_where(error)}")
     except BaseException as error:  # SystemExit too: an answer ends itself, not the notebook
         said = f": {error}" if str(error) else ""
-        return Failure(error, f"{type(error).__name__}{written(said)}{_where(error)}")
+        return Failure(error, f"{type(error).__name__}{cut(said)}{_where(error)}")
 
 
 class _Stopped(BaseException):
@@ -259,7 +259,9 @@ def _lines_of(name: str, answer: Any) -> tuple[int, bool]:
     except SyntaxError:
         found = []
     if not found:
-        what = f"{answer.__name__!r}" if isinstance(answer, type) else written(type(answer).__name__)
+        what = f"{answer.__name__!r}" if isinstance(answer, type) else type(answer).__name__
+        if isinstance(answer, type) and not code and answer.__module__ != "builtins":
+            raise NotSolved(f"{name}: the class {what} has no method yet")
         if getattr(answer, "__name__", "") == "<lambda>":
             what = "a lambda, which has no name"
         raise NotSolved(f"{name}: expected a function or class, written in a cell with its name, got {what}")

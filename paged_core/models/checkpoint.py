@@ -44,8 +44,10 @@ def load(source: str | Path | None = None, *, dtype: mx.Dtype | None = None) -> 
     `dtype` is what weights and KV cache are kept in, by default the weights' own. CheckpointError when there is no such
     folder or name, when a file is missing or damaged, or when it is a model that this package does not compute.
     """
+    if source is not None and not isinstance(source, str | Path):
+        raise TypeError(f"source: expected a folder, or a name on the hub, got {source!r}")
     folder = shipped() if source is None else Path(source).expanduser()
-    if not folder.is_dir():
+    if not folder.is_dir() or source == "":
         folder = _download(str(source))
     config = _json(folder / "config.json")
     if (generation := folder / "generation_config.json").is_file():  # a chat model has its ends of answers here
@@ -92,8 +94,8 @@ def _json(path: Path) -> dict:
 
 
 def _download(name: str) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(f"{name}: no such folder")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise CheckpointError(f"{name or repr(name)}: no such folder")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

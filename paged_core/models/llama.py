@@ -14,7 +14,7 @@ from types import ModuleType
 import mlx.core as mx
 import numpy as np
 
-from paged_core.arguments import DTYPES
+from paged_core.arguments import DTYPES, check_pool_dtype
 from paged_core.attention import paged_attention
 from paged_core.batch import Batch
 from paged_core.errors import CheckpointError
@@ -50,9 +50,13 @@ class Llama:
         found = _Weights(weights)
         self.config = config
         embedding = found.take("model.embed_tokens.weight", keep=True)
-        self.dtype = dtype or embedding.dtype
-        if self.dtype not in DTYPES:
-            raise CheckpointError(f"dtype: expected float32, float16 or bfloat16, got {self.dtype}")
+        if dtype is not None:
+            check_pool_dtype("dtype", dtype)
+        elif embedding.dtype not in DTYPES:
+            raise CheckpointError(
+                f"weights: expected float32, float16 or bfloat16, got {embedding.dtype}; `dtype` turns them into another"
+            )
+        self.dtype: mx.Dtype = dtype or embedding.dtype
         self.xp: ModuleType = namespace()
         hidden = config.hidden_size
         self._embedding = self._linear(found, "model.embed_tokens", (config.vocab_size, hidden))

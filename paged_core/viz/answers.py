@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -121,15 +121,21 @@ def grids(
 
 
 def written(thing: Any, most: int = 150) -> str:
-    """In a line of text, cut where it is long."""
-    words = str(thing)
+    """In a line of text, cut where it is long. A string has quotation marks: '8' is not 8."""
+    words = repr(thing) if isinstance(thing, str) else str(thing)
     if isinstance(thing, float):
         words = f"{thing:.6g}" if thing % 1 else f"{thing:.1f}"  # 8.0 is not 8
     elif isinstance(thing, list):
         words = f"[{', '.join(written(part) for part in thing)}]"
     elif isinstance(thing, bytes):
         words = thing.hex()
-    words = _ADDRESS.sub("", words)  # of an object in memory: another one in every run
+    elif isinstance(thing, Iterator):
+        words = f"a {type(thing).__name__}, not what it yields"
+    return cut(_ADDRESS.sub("", words), most)  # the address of an object is another one in every run
+
+
+def cut(words: str, most: int = 150) -> str:
+    """Their beginning, where they are more than `most` characters."""
     return words if len(words) <= most else words[: most - 4] + " ..."
 
 
