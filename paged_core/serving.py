@@ -6,7 +6,6 @@ every machine.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -233,18 +232,20 @@ def serve(
     return service
 
 
-def plan_milliseconds(num_running: int, num_blocks: int, *, rounds: int = 25) -> float:
-    """What a step in which `num_running` requests each get a token costs the scheduler itself: the best of `rounds`."""
+def steady_step(num_running: int, num_blocks: int) -> Callable[[], None]:
+    """A step of a scheduler in which `num_running` requests each get a token, to be done again and again; of no model,
+    so that it takes what the scheduler itself takes. It can be done until the pool of `num_blocks` blocks is full."""
     scheduler = Scheduler(
         BlockAllocator(num_blocks), block_size=16, max_running=num_running, max_tokens_per_step=64 * num_running
     )
     for id in range(num_running):
-        scheduler.add(id, range(64), rounds + 2)
-    best = float("inf")
-    for number in range(rounds + 1):
-        start = time.perf_counter()
+        scheduler.add(id, range(64), 16 * num_blocks // num_running - 64)
+
+    def step() -> None:
+        if not scheduler.requests:
+            raise RuntimeError(f"all {num_running} requests have finished; a larger pool lasts longer")
         plan = scheduler.plan()
         scheduler.complete(plan, dict.fromkeys((work.request.id for work in plan.work), 0))
-        if number:  # the first step is the prompts'
-            best = min(best, time.perf_counter() - start)
-    return 1000 * best
+
+    step()  # the prompts'
+    return step

@@ -225,7 +225,7 @@ def test_a_model_refuses_weights_that_do_not_fit(llama):
     for dtype, got in ((mx.int8, "mlx.core.int8"), ("float32", "'float32'")):
         with pytest.raises(TypeError, match=f"dtype: expected mx.float32, mx.float16 or mx.bfloat16, got {got}"):
             Llama(config, weights, dtype)
-    with pytest.raises(CheckpointError, match="weights: expected float32, float16 or bfloat16, got mlx.core.int32"):
+    with pytest.raises(CheckpointError, match=r"weights: expected float32, float16 or bfloat16, got mlx.core.int32"):
         Llama(config, {k: v.astype(mx.int32) for k, v in weights.items()})
     Llama(config, weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros(8)})  # old ones carry it
 

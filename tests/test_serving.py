@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from paged_core import BlockAllocator, Preemption, PrefixCache, Scheduler
-from paged_core.serving import Arrival, Span, StepCost, arrivals, percentile, plan_milliseconds, serve
+from paged_core.serving import Arrival, Span, StepCost, arrivals, percentile, serve, steady_step
 from paged_core.workload import LengthHistogram
 from paged_core.workload import Request as Lengths
 from tests.test_workload import DATA
@@ -131,8 +131,13 @@ def test_percentiles_are_values_that_occurred():
     assert [percentile([30, 10, 20, 40], p) for p in (0, 1, 25, 26, 50, 99, 100)] == [10, 10, 10, 20, 20, 40, 40]
 
 
-def test_the_scheduler_itself_takes_time():
-    assert 0 < plan_milliseconds(4, 64, rounds=2) < 1000
+def test_a_steady_step_can_be_done_until_the_pool_is_full():
+    """4 requests in 64 blocks of 16: each may have 64 * 16 / 4 = 256 tokens, 192 of them new, and has the first."""
+    step = steady_step(4, 64)
+    for _ in range(191):
+        step()
+    with pytest.raises(RuntimeError, match="all 4 requests have finished"):
+        step()
 
 
 def test_whoever_carries_out_the_plans_chooses_the_tokens():

@@ -54,7 +54,7 @@ class Llama:
             check_pool_dtype("dtype", dtype)
         elif embedding.dtype not in DTYPES:
             raise CheckpointError(
-                f"weights: expected float32, float16 or bfloat16, got {embedding.dtype}; `dtype` turns them into another"
+                f"weights: expected float32, float16 or bfloat16, got {embedding.dtype}; `dtype` converts them"
             )
         self.dtype: mx.Dtype = dtype or embedding.dtype
         self.xp: ModuleType = namespace()
