@@ -17,6 +17,7 @@ import numpy as np
 from paged_core.allocator import BlockAllocator
 from paged_core.batch import Batch
 from paged_core.errors import InvalidRequest, RequestRefused, SwapError
+from paged_core.interrupts import Interrupts
 from paged_core.pool import PagedPool
 from paged_core.prefix import PrefixCache
 from paged_core.sampling import Sampling
@@ -174,6 +175,8 @@ class Engine:
         if not isinstance(sampling, Sampling):
             raise TypeError(f"sampling: expected a Sampling, got {sampling!r}")
         stream = self._num_added if stream is None else integer("stream", stream, at_least=0)
+        if stream >= 2**63:
+            raise ValueError(f"stream: expected less than 2**63, got {stream}")
         stop_tokens = self.model.stop_tokens if stop_tokens is None else stop_tokens
         request = self.scheduler.add(id, tokens, max_new_tokens, priority=priority, stop_tokens=stop_tokens, salt=salt)
         self._sampling[id] = sampling, stream
@@ -200,17 +203,25 @@ class Engine:
         work again. A swap that fails is not an error: those who give way are computed again from then on. RuntimeError
         when nobody can go on, since somebody else holds the scheduler's blocks.
         """
+        with Interrupts() as interrupts:
+            return self._step(interrupts)
+
+    def _step(self, interrupts: Interrupts) -> Step:
         plan = self.scheduler.plan()
         try:
             if self.scheduler.requests and not plan.work and not plan.preempted:
                 raise RuntimeError(f"nobody can go on, for somebody else holds the blocks: {self.scheduler!r}")
+            interrupts.let_through()
             tokens = self.carry_out(plan)
+            interrupts.held = True
         except SwapError as error:
+            interrupts.held = True
             self.scheduler.abandon(plan)
             self.scheduler.preemption = Preemption.RECOMPUTE
-            warnings.warn(f"whoever gives way is computed again from now on: {error}", stacklevel=2)
+            warnings.warn(f"whoever gives way is computed again from now on: {error}", stacklevel=3)
             return Step(Plan(), [])
         except BaseException:
+            interrupts.held = True
             self.scheduler.abandon(plan)
             raise
         ended = {request.id for request in self.scheduler.complete(plan, tokens)}
@@ -230,13 +241,15 @@ class Engine:
         """Tokens for all `prompts`, as they come; `request_id` is the number of the prompt. With `progress`, a bar.
 
         All or none: when one prompt is refused, none is served. Whoever stops listening cancels what is under way.
-        Requests that came by `add` are served beside them; their tokens are in what `add` returned.
+        Requests that came by `add` are served beside them; their tokens are in what `add` returned. One at a time:
+        InvalidRequest while another `generate`, or somebody's `add`, uses one of the ids 0, 1, ...
         """
         prompts = list(prompts)
         mine: dict[int, Request] = {}
         try:
-            for i, prompt in enumerate(prompts):
-                mine[i] = self.add(i, prompt, max_new_tokens, sampling=sampling, stop_tokens=stop_tokens, stream=i)
+            with Interrupts():  # none comes between a request and the note that it is ours
+                for i, prompt in enumerate(prompts):
+                    mine[i] = self.add(i, prompt, max_new_tokens, sampling=sampling, stop_tokens=stop_tokens, stream=i)
             num_told = [0] * len(prompts)
             with _bar(len(prompts) * max_new_tokens) if progress else nullcontext() as bar:
                 while mine:
@@ -282,7 +295,10 @@ class Engine:
         chosen = {}
         for row, request in zip(logits, (work.request for work in batch.work if work.samples), strict=True):
             sampling, stream = self._sampling.get(request.id, (GREEDY, 0))
-            chosen[request.id] = sampling.choose(row, stream, request.num_generated)
+            try:
+                chosen[request.id] = sampling.choose(row, stream, request.num_generated)
+            except ValueError as error:
+                raise ValueError(f"request {request.id!r}: {error}") from None
         return chosen
 
 

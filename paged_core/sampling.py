@@ -1,4 +1,4 @@
-"""Which token comes next: from logits to a choice that depends on the seed and on nothing else in the batch."""
+"""Which token comes next: from logits to a choice by seed, stream and position, and by nothing else in the batch."""
 
 from __future__ import annotations
 

@@ -194,7 +194,8 @@ class Scheduler:
                 f"{self.block_size}; the pool has {self.blocks.capacity}"
             )
         order = self._num_arrived + integer("priority", priority) * self.patience, self._num_arrived
-        request = Request(id, tokens, len(tokens), max_new_tokens, frozenset(stop_tokens), order)
+        stops = frozenset(integer("stop_tokens", token) for token in stop_tokens)
+        request = Request(id, tokens, len(tokens), max_new_tokens, stops, order)
         if self.cache:
             request.chain = self.cache.chain(request.tokens, salt)
         self._num_arrived += 1

@@ -8,6 +8,9 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from paged_core import PoolLayout
+from tests.cases import nan_pool
+
 VOCABULARY = 96
 LLAMA = {
     "model_type": "llama",
@@ -56,6 +59,13 @@ def mlx_lm_model(config, dtype=mx.float32, seed=0):
     model.update(tree_unflatten([(name, mx.array(x.astype(np.float32)).astype(dtype)) for name, x in drawn.items()]))
     mx.eval(model.parameters())
     return model
+
+
+def pool_of_nan(model, *, num_blocks, block_size, layout=PoolLayout.HND):
+    """A pool for one of our models in which whatever nobody wrote is NaN."""
+    c = model.config
+    sizes = {"num_layers": c.num_layers, "num_kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
+    return nan_pool(**sizes, num_blocks=num_blocks, block_size=block_size, dtype=model.dtype, layout=layout)
 
 
 def save_folder(folder, config, model):

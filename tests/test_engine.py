@@ -1,6 +1,9 @@
 """Many requests, one pool, one model: whatever else is in the batch, each gets the answer it would get alone."""
 
 import errno
+import signal
+import threading
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -19,9 +22,9 @@ from paged_core import (
     Scheduler,
 )
 from paged_core.batch import Batch
-from paged_core.models import load
+from paged_core.models import Llama, load
 from paged_core.models.oracle import logit_bound, work_for
-from tests.cases import nan_pool
+from tests.model_cases import pool_of_nan
 
 BLOCK_SIZE = 8
 PROMPTS = [
@@ -49,9 +52,7 @@ def engine_of(model, num_blocks=64, *, cache=False, executor="auto", host_blocks
     allocator = BlockAllocator(num_blocks)
     blocks = PrefixCache(allocator, block_size=BLOCK_SIZE) if cache else allocator
     options = {"max_running": 8, "max_tokens_per_step": 64} | options
-    c = model.config
-    sizes = {"num_layers": c.num_layers, "num_kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
-    pool = nan_pool(**sizes, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=model.dtype)
+    pool = pool_of_nan(model, num_blocks=num_blocks, block_size=BLOCK_SIZE)
     return Engine(model, pool, Scheduler(blocks, block_size=BLOCK_SIZE, **options), executor=executor)
 
 
@@ -59,7 +60,7 @@ def answers(engine, prompts, new=NEW, **options):
     given = [[] for _ in prompts]
     for id, token, finished in engine.generate(prompts, max_new_tokens=new, **options):
         given[id].append(token)
-        assert finished == (len(given[id]) == new or token in engine.model.stop_tokens)
+        assert finished == (len(given[id]) == new or token in options.get("stop_tokens", engine.model.stop_tokens))
     assert engine.scheduler.blocks.in_use == 0 and not engine.scheduler.requests and not engine._sampling
     return given
 
@@ -226,6 +227,33 @@ def test_engine_serves_as_many_tokens_as_there_are_positions(checkpoint, prompts
     assert len(answers(engine, [[5] * 1020], 4, stop_tokens=())[0]) == 4
 
 
+def test_engine_answers_differ_only_where_the_two_likeliest_lie_within_the_bound(checkpoint, prompts):
+    """Every second row of the head is the row before it, but for a unit roundoff: rounding decides all the time."""
+    weights = {k: v.astype(mx.float32) for k, v in mx.load(str(checkpoint.folder / "model.safetensors")).items()}
+    head = np.array(weights["model.embed_tokens.weight"])
+    signs = np.random.default_rng(0).choice([-1, 1], head[::2].shape).astype(np.float32)
+    head[1::2] = head[::2] * (1 + signs * np.float32(2**-23))
+    model = Llama(
+        replace(checkpoint.model.config, tied=False), weights | {"lm_head.weight": mx.array(head)}, mx.float32
+    )
+    said = [answers(engine_of(model), [prompt], stop_tokens=(1,))[0] for prompt in prompts]
+    crowd = answers(engine_of(model), prompts, stop_tokens=(1,))
+    assert crowd != said
+    check_same(model, prompts, crowd, said)
+
+
+def test_engine_lets_nobody_find_a_block_that_is_half_written(checkpoint, prompts):
+    """13 of a prompt's tokens are computed, then it is cancelled: of its blocks of 8 the first is whole, no other."""
+    long = prompts[3] + prompts[0]
+    engine = engine_of(checkpoint.model, cache=True, max_running=1, max_tokens_per_step=13)
+    engine.add("a", long, NEW)
+    engine.step()
+    engine.cancel("a")
+    assert engine.scheduler.blocks.findable_count == 1 and not engine._sampling
+    expected = answers(engine_of(checkpoint.model), [long])
+    check_same(checkpoint.model, [long], answers(engine, [long]), expected)
+
+
 @pytest.mark.parametrize("kind", [tuple, np.array, mx.array, iter])
 def test_engine_takes_prompts_in_whatever_they_come(checkpoint, prompts, alone, kind):
     engine = engine_of(checkpoint.model)
@@ -235,7 +263,57 @@ def test_engine_takes_prompts_in_whatever_they_come(checkpoint, prompts, alone, 
     check_same(checkpoint.model, prompts, said, alone)
 
 
+@pytest.mark.parametrize("kind", [list, set, np.array, mx.array])
+def test_engine_stops_at_tokens_in_whatever_they_come(checkpoint, prompts, alone, kind):
+    stops = kind([alone[0][4]])
+    first = alone[0].index(alone[0][4])
+    assert answers(engine_of(checkpoint.model), prompts[:1], stop_tokens=stops) == [alone[0][: first + 1]]
+
+
 # -------------------------------------------------------------------------------------------------- when things fail
+
+
+def interrupting(function, calls_until):
+    """`function`, and after so many calls of it Control-C, in its middle as far as anybody outside can tell."""
+    calls = []
+
+    def call(*arguments, **options):
+        calls.append(None)
+        if len(calls) == calls_until:
+            signal.raise_signal(signal.SIGINT)
+        return function(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("method", ["plan", "complete", "add"])
+@pytest.mark.parametrize("calls_until", [1, 2, 3])
+def test_engine_keeps_its_books_through_an_interrupt(checkpoint, prompts, alone, monkeypatch, method, calls_until):
+    engine = engine_of(checkpoint.model, cache=True)
+    function = getattr(engine.scheduler, method)
+    monkeypatch.setattr(engine.scheduler, method, interrupting(function, calls_until))
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.generate(prompts, max_new_tokens=NEW))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    check_same(checkpoint.model, prompts, answers(engine, prompts), alone)
+
+
+def test_an_interrupt_comes_at_once_while_a_model_computes(checkpoint, prompts):
+    engine = engine_of(checkpoint.model)
+    reached = []
+    engine.carry_out = lambda plan: (signal.raise_signal(signal.SIGINT), reached.append(plan))
+    engine.add("a", prompts[0], NEW)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    assert not reached and engine.scheduler.blocks.in_use == 0
+
+
+def test_an_engine_in_another_thread_leaves_interrupts_alone(checkpoint, prompts, alone):
+    said = []
+    thread = threading.Thread(target=lambda: said.extend(answers(engine_of(checkpoint.model), prompts[:1])))
+    thread.start()
+    thread.join()
+    check_same(checkpoint.model, prompts[:1], said, alone[:1])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
@@ -339,7 +417,7 @@ def test_engine_does_not_take_what_is_no_number_for_a_token(checkpoint, prompts)
     engine.step()
     for array in engine.pool.arrays:
         array[:] = mx.nan
-    with pytest.raises(ValueError, match="logits: expected finite numbers, got nan for token"):
+    with pytest.raises(ValueError, match="request 'a': logits: expected finite numbers, got nan for token"):
         engine.step()
     assert len(engine.step().tokens) == 1  # its blocks are computed again
 
@@ -363,6 +441,9 @@ def test_engine_refuses_all_when_it_refuses_one(checkpoint, prompts):
         ({"max_new_tokens": None}, TypeError, "max_new_tokens: expected a positive integer, got None"),
         ({"sampling": 0.7}, TypeError, "sampling: expected a Sampling, got 0.7"),
         ({"stream": -1}, ValueError, "stream: expected an integer of 0 or more, got -1"),
+        ({"stream": 2**64}, ValueError, r"stream: expected less than 2\*\*63, got 18446744073709551616"),
+        ({"max_new_tokens": 4, "stop_tokens": "</s>"}, TypeError, "stop_tokens: expected an integer, got '<'"),
+        ({"max_new_tokens": 4, "stop_tokens": [2.5]}, TypeError, "stop_tokens: expected an integer, got 2.5"),
     ):
         with pytest.raises(error, match=message):
             engine.add("a", prompts[0], **options)

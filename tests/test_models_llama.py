@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -27,7 +28,7 @@ from paged_core.models import Llama, load, oracle
 from paged_core.models.config import LlamaConfig
 from paged_core.models.oracle import work_for
 from paged_core.models.rope import rotation
-from tests.cases import nan_pool
+from tests import model_cases
 from tests.model_cases import CONFIGS, LLAMA, VOCABULARY, mlx_lm_model, save_folder
 
 TOKENS = np.random.default_rng(5).integers(1, VOCABULARY, 40).tolist()
@@ -35,21 +36,16 @@ PROMPT = 23  # of them; the rest come one by one
 BLOCK_SIZE = 4
 BLOCKS = [7, 2, 11, 5, 0, 9, 3, 10, 1, 8]  # scattered, for 40 tokens; blocks 4, 6 and 12 are nobody's
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+pool_of_nan = partial(model_cases.pool_of_nan, num_blocks=13, block_size=BLOCK_SIZE)
 
 
 def dense_logits(model, tokens=TOKENS, prompt=PROMPT):
     return oracle.mlx_lm_logits(model, tokens, prompt=prompt)
 
 
-def pool_of_nan(model, layout=PoolLayout.HND):
-    c = model.config
-    sizes = {"num_layers": c.num_layers, "num_kv_heads": c.num_kv_heads, "head_dim": c.head_dim}
-    return nan_pool(**sizes, num_blocks=13, block_size=BLOCK_SIZE, dtype=model.dtype, layout=layout)
-
-
 def paged_logits(model, layout=PoolLayout.HND, tokens=TOKENS, prompt=PROMPT, **options):
     """The same from pages. Every slot starts as NaN."""
-    return oracle.paged_logits(model, pool_of_nan(model, layout), BLOCKS, tokens, prompt=prompt, **options)
+    return oracle.paged_logits(model, pool_of_nan(model, layout=layout), BLOCKS, tokens, prompt=prompt, **options)
 
 
 def share_of_bound(got, expected, dtype, num_layers=3, first=PROMPT):
@@ -91,14 +87,14 @@ def llama(tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("name", ["biases", "yarn-rope", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "biases", "tied", "yarn-rope", "windows", "qwen3"])
 def test_model_computes_in_mlx_as_it_does_on_a_gpu(name, dtype, monkeypatch):
     """All of its code that a CPU leaves to NumPy, with MLX's arrays, weights in their own dtype."""
     monkeypatch.setattr("paged_core.models.llama.namespace", lambda: mx)
     theirs = mlx_lm_model(CONFIGS[name], dtype)
     ours = Llama(LlamaConfig.from_dict(CONFIGS[name]), weights_of(theirs))
     assert isinstance(ours.layers[0].down.weight, mx.array) and ours.layers[0].down.weight.dtype == dtype
-    assert share_of_bound(paged_logits(ours), dense_logits(theirs), dtype) <= 1
+    assert share_of_bound(paged_logits(ours, chunks=(5, 1, 10, 7)), dense_logits(theirs), dtype) <= 1
 
 
 @pytest.mark.parametrize("executor", available_executors())
@@ -212,8 +208,11 @@ def test_a_model_refuses_weights_that_do_not_fit(llama):
     name = "model.layers.1.mlp.down_proj.weight"
     with pytest.raises(CheckpointError, match=f"weights: expected '{name}' among them"):
         Llama(config, {k: v for k, v in weights.items() if k != name})
-    with pytest.raises(CheckpointError, match=r"down_proj: expected shape \[64, 96\], got \[96, 64\]"):
+    with pytest.raises(CheckpointError, match=r"down_proj.weight: expected shape \[64, 96\], got \[96, 64\]"):
         Llama(config, weights | {name: weights[name].T})
+    q, k = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qk")
+    with pytest.raises(CheckpointError, match=r"q_proj.weight: expected shape \[64, 64\], got \[32, 64\]"):
+        Llama(config, weights | {q: weights[q][:32], k: weights[q]})  # as many rows in all as it should be
     with pytest.raises(CheckpointError, match=r"norm.weight: expected shape \[64\], got \[32\]"):
         Llama(config, weights | {"model.norm.weight": mx.ones(32)})
     with pytest.raises(CheckpointError, match=r"weights: 1 that a model of this kind does not have: model.vision"):
@@ -225,8 +224,8 @@ def test_a_model_refuses_weights_that_do_not_fit(llama):
     for dtype, got in ((mx.int8, "mlx.core.int8"), ("float32", "'float32'")):
         with pytest.raises(TypeError, match=f"dtype: expected mx.float32, mx.float16 or mx.bfloat16, got {got}"):
             Llama(config, weights, dtype)
-    with pytest.raises(CheckpointError, match=r"weights: expected float32, float16 or bfloat16, got mlx.core.int32"):
-        Llama(config, {k: v.astype(mx.int32) for k, v in weights.items()})
+    with pytest.raises(CheckpointError, match=r"mlp.down_proj.weight: expected float weights, got mlx.core.int8"):
+        Llama(config, weights | {name: weights[name].astype(mx.int8)})
     Llama(config, weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros(8)})  # old ones carry it
 
 
@@ -261,6 +260,16 @@ def test_a_model_refuses_another_model_s_pool(llama):
         ({"eos_token_id": "<end>"}, "eos_token_id: expected an integer, got '<end>'"),
         ({"sliding_window": 8, "layer_types": ["full_attention"]}, "layer_types: expected 3 of full_attention, slid"),
         ({"sliding_window": 8, "layer_types": ["linear_attention"] * 3}, "layer_types: expected 3 of .* got"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window: expected a positive integer, got 0"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps: expected 0 or more, got -1e-06"),
+        ({"rope_scaling": "linear"}, "rope_scaling: expected an object, got 'linear'"),
+        ({"rope_parameters": [1]}, r"rope_parameters: expected an object, got \[1\]"),
+        ({"rope_theta": 0}, "rope_theta 0.0, .* not every period is above zero"),
+        ({"rope_theta": -1e4}, "rope_theta -10000.0, .* not every period is above zero"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, "not every period is above zero"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": float("nan")}}, "not every period is above zero"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": None}}, "rope_scaling: yarn cannot be worked out from"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4, "beta_fast": -1}}, "yarn cannot be worked out from"),
     ],
 )
 def test_a_config_that_cannot_be_done_is_refused(llama, change, message):
@@ -284,6 +293,11 @@ def test_a_config_of_transformers_5_says_the_same_in_one_place():
         assert new.rope_theta == old.rope_theta == 500_000.0
         ours, theirs = (rotation(c.head_dim, c.rope_theta, c.rope_scaling, c.max_positions) for c in (new, old))
         assert np.array_equal(ours.periods, theirs.periods) and ours.is_plain == theirs.is_plain == (not scaling)
+
+
+def test_a_theta_among_the_scaling_counts():
+    scaling = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}
+    assert LlamaConfig.from_dict(LLAMA | {"rope_scaling": scaling}).rope_theta == 1e6
 
 
 def test_null_in_a_config_is_what_is_not_there():
@@ -371,16 +385,6 @@ def test_engine_with_sliding_layers_says_in_a_crowd_what_it_says_alone(layout, p
     assert dense_logits(theirs, tokens[:-1], 20).argmax(axis=1).tolist() == crowd[0]
 
 
-@pytest.mark.parametrize("name", ["llama", "biases", "tied", "yarn-rope", "windows", "qwen3"])
-def test_model_computes_in_mlx_arrays_as_in_numpy_s(monkeypatch, name):
-    """What runs on a GPU, on this machine's CPU."""
-    theirs = mlx_lm_model(CONFIGS[name])
-    monkeypatch.setattr("paged_core.models.llama.namespace", lambda: mx)
-    ours = Llama(LlamaConfig.from_dict(CONFIGS[name]), weights_of(theirs))
-    assert isinstance(ours._head.weight, mx.array)
-    assert share_of_bound(paged_logits(ours, chunks=(5, 1, 10, 7)), dense_logits(theirs), mx.float32) <= 1
-
-
 def test_sliding_windows_are_read_as_each_family_means_them():
     def windows(**config):
         return LlamaConfig.from_dict(LLAMA | {"num_hidden_layers": 3, "sliding_window": 8} | config).sliding_windows
@@ -445,6 +449,29 @@ def test_a_folder_s_small_files_are_looked_at(tmp_path, name, words):
         load(folder)
 
 
+def test_the_index_says_which_files_count(tmp_path):
+    """Folders gather files: an older version, a half of a download, the same weights in another dtype."""
+    theirs = mlx_lm_model(LLAMA)
+    folder = save_folder(tmp_path, LLAMA, theirs)
+    first, second = sorted(folder.glob("*.safetensors"))
+    stray = {name: mx.zeros_like(x) for name, x in weights_of(theirs).items()}
+    mx.save_safetensors(str(folder / "model_old.safetensors"), stray)
+    with pytest.raises(CheckpointError, match=r"model_old.safetensors: '.*' is in another file of the folder, too"):
+        load(folder)
+    index = {name: file.name for file in (first, second) for name in mx.load(str(file))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert load(folder).model.layers[0].attention_norm.any()
+    second.rename(folder / "elsewhere")
+    with pytest.raises(CheckpointError, match=rf"{second.name}: model.safetensors.index.json names this file, and"):
+        load(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    with pytest.raises(CheckpointError, match=r"index.json: expected the names of files in its weight_map"):
+        load(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    mx.save_safetensors(str(folder / "model.safetensors"), weights_of(theirs))
+    assert load(folder).model.layers[0].attention_norm.any()  # the file of this name is the whole of it
+
+
 def test_a_name_that_is_nowhere_is_refused_with_what_to_do(monkeypatch):
     for name, words in (("nowhere", "nowhere: no"), ("nowhere/", "nowhere/: no"), ("", "'': no")):
         with pytest.raises(CheckpointError, match=f"^{words} such folder$"):
@@ -467,7 +494,14 @@ def test_a_hub_s_name_is_downloaded_and_read(monkeypatch, tmp_path):
         "huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or folder
     )
     assert load("some/model").folder == folder
-    assert asked == [("some/model", ["config.json", "generation_config.json", "model*.safetensors", "tokenizer.json"])]
+    wanted = (
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "model*.safetensors",
+        "tokenizer.json",
+    )
+    assert asked == [("some/model", list(wanted))]
 
 
 def test_the_shipped_model_is_small_and_in_float16():

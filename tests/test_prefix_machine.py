@@ -122,6 +122,7 @@ class Sharing(RuleBasedStateMachine):
         self.plan = self.scheduler.plan()
         self.at_plan = {request: list(request.blocks) for request in self.scheduler.requests.values()}
         assert self.plan.num_tokens <= BUDGET and len(self.scheduler.running) <= MAX_RUNNING
+        assert all(work.num_tokens > 0 for work in self.plan.work)
         decoding = {w.request for w in self.plan.work}
         for request in self.scheduler.running:  # whoever only needs its next token gets it
             assert request in decoding or len(request.tokens) - request.num_computed > 1

@@ -615,6 +615,7 @@ def simulate(num_requests, seed, *, cached, preemption):
         preempted += len(plan.preempted)
         assert plan.num_tokens <= 64 and len(scheduler.running) <= 24
         assert plan.work or not scheduler.requests, "a step without work"
+        assert all(work.num_tokens > 0 for work in plan.work)
         if rng.random() < 0.005:
             scheduler.abandon(plan)
             continue

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 WEIGHTS = (
     "model*.safetensors"  # some folders hold the same weights twice, under other names in consolidated*.safetensors
 )
-NEEDED = ["config.json", "generation_config.json", WEIGHTS, "tokenizer.json"]
+INDEX = "model.safetensors.index.json"  # of a checkpoint in several files: which tensor lies in which
+NEEDED = ["config.json", "generation_config.json", INDEX, WEIGHTS, "tokenizer.json"]
 
 
 class Checkpoint(NamedTuple):
@@ -52,20 +53,40 @@ def load(source: str | Path | None = None, *, dtype: mx.Dtype | None = None) -> 
     config = _json(folder / "config.json")
     if (generation := folder / "generation_config.json").is_file():  # a chat model has its ends of answers here
         config |= {key: value for key, value in _json(generation).items() if key == "eos_token_id"}
-    files = sorted(folder.glob(WEIGHTS))
-    if not files:
-        raise CheckpointError(f"{folder}: expected a file {WEIGHTS} with the weights")
+    files = _weight_files(folder)
     weights: dict[str, mx.array] = {}
     for file in files:
         try:
-            weights.update(mx.load(str(file)))  # type: ignore[arg-type]  # a dict, for this kind of file
+            part: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]  # for this kind of file
         except RuntimeError as error:
             raise CheckpointError(f"{file}: not readable as safetensors: {error}") from None
+        if twice := weights.keys() & part.keys():
+            raise CheckpointError(f"{file}: {min(twice)!r} is in another file of the folder, too")
+        weights |= part
     try:
         model = Llama(LlamaConfig.from_dict(config), weights, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     return Checkpoint(model, _tokenizer(folder / "tokenizer.json"), folder)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that the index names; without one, the only file there should be; else all that look like parts."""
+    if (folder / INDEX).is_file():
+        named = _json(folder / INDEX).get("weight_map")
+        if not isinstance(named, dict) or not named:
+            raise CheckpointError(f"{folder / INDEX}: expected the names of files in its weight_map")
+        files = sorted(folder / str(name) for name in set(named.values()))
+        for file in files:
+            if not file.is_file():
+                raise CheckpointError(f"{file}: {INDEX} names this file, and it is not there")
+    elif (single := folder / "model.safetensors").exists():
+        files = [single]
+    else:
+        files = sorted(folder.glob(WEIGHTS))
+    if not files:
+        raise CheckpointError(f"{folder}: expected a file {WEIGHTS} with the weights")
+    return files
 
 
 def _tokenizer(path: Path) -> Tokenizer:
@@ -86,6 +107,8 @@ def _json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: expected a model's configuration here; there is no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: not readable: {error.strerror}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(content, dict):

@@ -39,7 +39,9 @@ class LlamaConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> LlamaConfig:
         """CheckpointError for a model that this package does not compute, and for a key that is missing or makes no
-        sense. What a key stands for and what its absence means follows transformers' class of each family."""
+        sense. What a key stands for and what its absence means follows transformers' class of each family, also where
+        mlx-lm does otherwise (Mistral's and Qwen's windows, `rope_parameters`, what YaRN assumes); save that a Llama
+        with layer_types and sliding_window has those windows, as in mlx-lm."""
         config = {key: value for key, value in config.items() if value is not None}  # null is absent
         family = config.get("model_type")
         if family not in FAMILIES:
@@ -59,12 +61,15 @@ class LlamaConfig:
 
         rope = config.get("rope_parameters", {})  # transformers 5 keeps theta and scaling in one place
         scaling = config.get("rope_scaling") or rope
+        for name, value in (("rope_parameters", rope), ("rope_scaling", scaling)):
+            if not isinstance(value, Mapping):
+                raise CheckpointError(f"{name}: expected an object, got {value!r}")
         if any(isinstance(value, Mapping) for value in scaling.values()):
             raise CheckpointError("rope_parameters: expected the same for every layer, got some for each kind of layer")
         if (share := {**config, **scaling}.get("partial_rotary_factor") or 1) != 1:
             raise CheckpointError(f"partial_rotary_factor: expected whole heads to be turned, got {share} of them")
-        if "rope_theta" in rope:
-            config["rope_theta"] = rope["rope_theta"]
+        if "rope_theta" in scaling:
+            config["rope_theta"] = scaling["rope_theta"]
         num_layers, num_q_heads = number("num_hidden_layers"), number("num_attention_heads")
         num_kv_heads = number("num_key_value_heads", default=num_q_heads)
         if num_q_heads % num_kv_heads:
@@ -80,11 +85,13 @@ class LlamaConfig:
             num_q_heads=num_q_heads,
             num_kv_heads=num_kv_heads,
             head_dim=number("head_dim", default=number("hidden_size") // num_q_heads),
-            rms_norm_eps=number("rms_norm_eps", finite),
+            rms_norm_eps=number("rms_norm_eps", _not_negative),
             rope_theta=number("rope_theta", finite, 10_000.0),
             max_positions=number("max_position_embeddings", default=2048),
             rope_scaling=scaling,
-            sliding_windows=_sliding_windows(config, num_layers),
+            sliding_windows=_sliding_windows(
+                config, num_layers, number("sliding_window") if "sliding_window" in config else None
+            ),
             stop_tokens=_stop_tokens(config.get("eos_token_id", [])),
             tied=config.get("tie_word_embeddings", False),
             qkv_bias=attention_bias or family == "qwen2",
@@ -94,8 +101,8 @@ class LlamaConfig:
         )
 
 
-def _sliding_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
-    family, window = config["model_type"], config.get("sliding_window")
+def _sliding_windows(config: Mapping[str, Any], num_layers: int, window: int | None) -> tuple[int | None, ...]:
+    family = config["model_type"]
     qwen = family.startswith("qwen")
     if window is None or not config.get("use_sliding_window", not qwen):
         return (None,) * num_layers
@@ -106,6 +113,12 @@ def _sliding_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | 
     # Qwen: the layers before this one see everything. Llama: all do.
     first = config.get("max_window_layers", 28) if qwen else 0 if family == "mistral" else num_layers
     return tuple(window if layer >= first else None for layer in range(num_layers))
+
+
+def _not_negative(name: str, value: float) -> float:
+    if (number := finite(name, value)) < 0:
+        raise ValueError(f"{name}: expected 0 or more, got {value}")
+    return number
 
 
 def _stop_tokens(eos: int | list[int]) -> frozenset[int]:

@@ -14,7 +14,7 @@ from types import ModuleType
 import mlx.core as mx
 import numpy as np
 
-from paged_core.arguments import DTYPES, check_pool_dtype
+from paged_core.arguments import check_pool_dtype
 from paged_core.attention import paged_attention
 from paged_core.batch import Batch
 from paged_core.errors import CheckpointError
@@ -49,23 +49,18 @@ class Llama:
     def __init__(self, config: LlamaConfig, weights: Mapping[str, mx.array], dtype: mx.Dtype | None = None) -> None:
         found = _Weights(weights)
         self.config = config
-        embedding = found.take("model.embed_tokens.weight", keep=True)
-        if dtype is not None:
-            check_pool_dtype("dtype", dtype)
-        elif embedding.dtype not in DTYPES:
-            raise CheckpointError(
-                f"weights: expected float32, float16 or bfloat16, got {embedding.dtype}; `dtype` converts them"
-            )
+        embedding = found.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size), keep=True)
         self.dtype: mx.Dtype = dtype or embedding.dtype
+        check_pool_dtype("dtype", self.dtype)
         self.xp: ModuleType = namespace()
         hidden = config.hidden_size
-        self._embedding = self._linear(found, "model.embed_tokens", (config.vocab_size, hidden))
+        self._embedding = self._linear(found, {"model.embed_tokens": config.vocab_size}, hidden)
         self.layers = [self._layer(found, i) for i in range(config.num_layers)]
         self._norm = self._vector(found, "model.norm.weight", hidden)
         self._head = self._embedding
         if not config.tied:
-            self._head = self._linear(found, "lm_head", (config.vocab_size, hidden))
-        elif "lm_head.weight" in found and not mx.array_equal(found.take("lm_head.weight"), embedding):
+            self._head = self._linear(found, {"lm_head": config.vocab_size}, hidden)
+        elif "lm_head.weight" in found and not mx.array_equal(found.take("lm_head.weight", embedding.shape), embedding):
             raise CheckpointError("lm_head.weight: expected the embedding, as tie_word_embeddings says, got another")
         found.check_all_taken()
         turn = rotation(config.head_dim, config.rope_theta, config.rope_scaling, config.max_positions)
@@ -190,40 +185,29 @@ class Llama:
         c, name = self.config, f"model.layers.{index}"
         q_size, kv_size = c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+        qkv = {f"{attention}.{x}_proj": kv_size if x in "kv" else q_size for x in "qkv"}
+        gate_up = {f"{mlp}.{x}_proj": c.intermediate_size for x in ("gate", "up")}
         return Layer(
             self._vector(found, f"{name}.input_layernorm.weight", c.hidden_size),
-            self._linear(
-                found, [f"{attention}.{x}_proj" for x in "qkv"], (q_size + 2 * kv_size, c.hidden_size), c.qkv_bias
-            ),
+            self._linear(found, qkv, c.hidden_size, c.qkv_bias),
             self._vector(found, f"{attention}.q_norm.weight", c.head_dim) if c.qk_norm else None,
             self._vector(found, f"{attention}.k_norm.weight", c.head_dim) if c.qk_norm else None,
-            self._linear(found, f"{attention}.o_proj", (c.hidden_size, q_size), c.output_bias),
+            self._linear(found, {f"{attention}.o_proj": c.hidden_size}, q_size, c.output_bias),
             self._vector(found, f"{name}.post_attention_layernorm.weight", c.hidden_size),
-            self._linear(
-                found, [f"{mlp}.{x}_proj" for x in ("gate", "up")], (2 * c.intermediate_size, c.hidden_size), c.mlp_bias
-            ),
-            self._linear(found, f"{mlp}.down_proj", (c.hidden_size, c.intermediate_size), c.mlp_bias),
+            self._linear(found, gate_up, c.hidden_size, c.mlp_bias),
+            self._linear(found, {f"{mlp}.down_proj": c.hidden_size}, c.intermediate_size, c.mlp_bias),
             c.sliding_windows[index] if c.sliding_windows else None,
         )
 
-    def _linear(
-        self, found: _Weights, names: str | list[str], shape: tuple[int, int], has_bias: bool = False
-    ) -> Linear:
-        """One product for all of `names`, one below the other."""
-        names = [names] if isinstance(names, str) else names
-        weight = mx.concatenate([found.take(f"{name}.weight") for name in names])
-        if weight.shape != shape:
-            raise CheckpointError(f"{' + '.join(names)}: expected shape {list(shape)}, got {list(weight.shape)}")
-        bias = mx.concatenate([found.take(f"{name}.bias") for name in names]) if has_bias else None
-        if bias is not None and bias.shape != shape[:1]:
-            raise CheckpointError(f"{' + '.join(names)}: expected a bias of shape {[shape[0]]}, got {list(bias.shape)}")
-        return Linear(self.xp, weight.astype(self.dtype), bias)
+    def _linear(self, found: _Weights, sizes: Mapping[str, int], num_inputs: int, has_bias: bool = False) -> Linear:
+        """One product for several, one below the other: by name, the number of outputs of each."""
+        weights = [found.take(f"{name}.weight", (size, num_inputs)) for name, size in sizes.items()]
+        biases = [found.take(f"{name}.bias", (size,)) for name, size in sizes.items()] if has_bias else None
+        bias = None if biases is None else mx.concatenate(biases)
+        return Linear(self.xp, mx.concatenate(weights).astype(self.dtype), bias)
 
     def _vector(self, found: _Weights, name: str, size: int) -> Array:
-        vector = found.take(name)
-        if vector.shape != (size,):
-            raise CheckpointError(f"{name}: expected shape [{size}], got {list(vector.shape)}")
-        return from_mlx(self.xp, vector)
+        return from_mlx(self.xp, found.take(name, (size,)))
 
 
 def _halves(x: Array) -> tuple[Array, Array]:
@@ -242,10 +226,15 @@ class _Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._left
 
-    def take(self, name: str, *, keep: bool = False) -> mx.array:
+    def take(self, name: str, shape: tuple[int, ...], *, keep: bool = False) -> mx.array:
         if name not in self._left:
             raise CheckpointError(f"weights: expected {name!r} among them")
-        return self._left[name] if keep else self._left.pop(name)
+        x = self._left[name] if keep else self._left.pop(name)
+        if x.shape != shape:
+            raise CheckpointError(f"{name}: expected shape {list(shape)}, got {list(x.shape)}")
+        if not mx.issubdtype(x.dtype, mx.floating):
+            raise CheckpointError(f"{name}: expected float weights, got {x.dtype}")
+        return x
 
     def check_all_taken(self) -> None:
         if self._left:

@@ -26,6 +26,14 @@ class Rotation(NamedTuple):
 
 def rotation(head_dim: int, theta: float, scaling: Mapping[str, Any], max_positions: int) -> Rotation:
     """The rotation that config.json's rope_theta and rope_scaling describe. CheckpointError for another variant."""
+    with np.errstate(all="ignore"):  # what makes no sense is refused by what comes of it
+        turn = _rotation(head_dim, theta, scaling, max_positions)
+    if not (np.isfinite(turn.periods).all() and (turn.periods > 0).all()):
+        raise CheckpointError(f"rope_theta {theta}, rope_scaling {dict(scaling)}: not every period is above zero")
+    return turn
+
+
+def _rotation(head_dim: int, theta: float, scaling: Mapping[str, Any], max_positions: int) -> Rotation:
     periods = theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
     variant = scaling.get("rope_type") or scaling.get("type") or "default"
     try:
@@ -40,6 +48,8 @@ def rotation(head_dim: int, theta: float, scaling: Mapping[str, Any], max_positi
                 return _yarn(periods, theta, scaling, max_positions)
     except KeyError as error:
         raise CheckpointError(f"rope_scaling: {variant} expects {error.args[0]!r}, got {dict(scaling)}") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"rope_scaling: {variant} cannot be worked out from {dict(scaling)}: {error}") from None
     raise CheckpointError(f"rope_scaling: expected default, linear, llama3 or yarn, got {variant!r}")
 
 
