@@ -17,7 +17,7 @@ ready_for_site = $(VENV)/ready_for_site#  a browser's remote control and Sphinx:
 help:
 	@echo 'make lab         open the tour in JupyterLab (PORT=8888 HOST=localhost)'
 	@echo 'make test        unit tests, every notebook, compared with what it shows here, and the browser tests'
-	@echo 'make demo        a quarter of a minute in the terminal, no browser: a pool fills, a model answers'
+	@echo 'make demo        a few seconds in the terminal, no browser: a pool fills, a model answers'
 	@echo 'make notebooks   run every notebook again, in place (NOTEBOOKS=notebooks/03*.ipynb for some)'
 	@echo 'make site        the tour as web pages in _site, which open from disk; runs nothing again'
 	@echo 'make lint        ruff and mypy'
