@@ -194,7 +194,7 @@ def draw_gauge(svg: Svg, x: float, y: float, width: float, pool: PoolSnapshot, *
 
 
 def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: bool = False) -> float:
-    """Whoever appears in one of these pools, and what the other looks mean; returns where it ends, in px."""
+    """Whoever appears in one of these pools, and what the other looks mean; returns where it ends, px from the top."""
     indices = sorted({i for pool in pools for i, held in enumerate(pool.held) if held})
     entries: list[tuple[SequenceStyle | str, str]] = [
         (sequence_style(i), f"sequence {letter(i)}" if len(indices) < 5 else letter(i)) for i in indices

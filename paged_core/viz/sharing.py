@@ -188,10 +188,12 @@ def prompt_costs(milliseconds: Mapping[str, Mapping[int, float]], *, title: str)
 
 
 def look_of(state: CacheSnapshot, block: int) -> tuple[object, ...]:
+    """All that the picture of this block shows: equal where it looks the same."""
     return state.pool.holders(block), state.pool.ref_counts[block], state.keeps(block), block in state.findable
 
 
 def draw_cache_block(svg: Svg, x, y, width, height, state: CacheSnapshot, block: int, *, chosen: bool) -> None:
+    """As `draw_block`, in a box of these px; a cached block is grey, a findable one is underlined, 8 px below it."""
     if state.keeps(block):
         svg.cell(x, y, width, height, "cached", block, chosen=chosen, size=15)
     else:
@@ -201,6 +203,7 @@ def draw_cache_block(svg: Svg, x, y, width, height, state: CacheSnapshot, block:
 
 
 def draw_cache_legend(svg: Svg, x: float, y: float, states: Sequence[CacheSnapshot]) -> float:
+    """Whoever appears in one of these states, and what the other looks mean; returns where it ends, px from the top."""
     users = sorted({i for state in states for i, held in enumerate(state.pool.held) if held})
     entries: list[tuple[SequenceStyle | str, str]] = [(sequence_style(i), f"used by {letter(i)}") for i in users]
     x = svg.legend(x, y, [*entries, ("cached", "cached: kept, nobody uses it"), ("free", "free")])
