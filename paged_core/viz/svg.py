@@ -179,7 +179,7 @@ class Svg:
         if pattern == "dots":
             mark = f'<circle cx="4" cy="4" r="1.4"{_paint(color)}/>'
         else:
-            width = 3 if pattern == "stripes" else 1.2
+            width = 2.6 if pattern == "stripes" else 1.2
             mark = f'<path d="{_PATTERN_STROKES[pattern]}" {_paint("none", color)[1:]} stroke-width="{width}"/>'
         opacity = 0.85 if pattern == "stripes" else 0.45
         self._patterns[name] = (
