@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from base64 import b64decode
+from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -27,11 +28,12 @@ from paged_core.viz import (
     pool_map,
     sequence_style,
     snapshot,
+    style,
     table_lens,
     tables,
 )
 from paged_core.viz.free_lists import cost_per_block, fragmentation, longest_run
-from paged_core.viz.style import COLORS, DARK, LIGHT, PATTERNS, contrast, letter, luminance
+from paged_core.viz.style import COLORS, DARK, LIGHT, LINE_COLORS, PATTERNS, contrast, letter, line_look, luminance
 from paged_core.viz.svg import text_width
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -93,7 +95,6 @@ def assert_well_drawn(svg):
 def test_a_sequence_has_a_letter_a_colour_and_a_mark_of_its_own():
     styles = [sequence_style(i) for i in range(56)]
     assert len({(style.color, style.pattern) for style in styles}) == 56
-    assert len({(style.color, style.hatch, style.marker) for style in styles}) == 56
     assert [style.letter for style in styles[:3]] == ["A", "B", "C"]
     assert [letter(i) for i in (25, 26, 27, 51, 52, 701, 702)] == ["Z", "AA", "AB", "AZ", "BA", "ZZ", "AAA"]
     with pytest.raises(ValueError, match=r"index: .* got -1"):
@@ -102,8 +103,29 @@ def test_a_sequence_has_a_letter_a_colour_and_a_mark_of_its_own():
 
 def test_the_first_eight_can_be_told_apart_in_grey():
     for one, other in itertools.combinations(map(sequence_style, range(8)), 2):
-        assert one.pattern != other.pattern and one.hatch != other.hatch and one.linestyle != other.linestyle
+        assert one.pattern != other.pattern
     assert len(PATTERNS) == 8 and len(COLORS) == 7
+
+
+def test_what_is_no_sequence_has_no_sequences_colour():
+    """Neither by name nor by number, anywhere in the package."""
+    others = {*LINE_COLORS, style.PALE, style.CACHED_COLOR, style.WASTED_COLOR, style.ANYONE_COLOR, *LIGHT, *DARK}
+    assert not others & set(COLORS)
+    for module in Path(style.__file__).parent.glob("*.py"):
+        if module.name != "style.py":
+            assert not set(re.findall("#[0-9A-F]{6}", module.read_text(encoding="utf-8").upper())) & set(COLORS), module
+    with chart(title="Anything", alt="Lines in the order in which they come.") as (_, ax):
+        assert [ax.plot([0, 1])[0].get_color() for _ in LINE_COLORS] == list(LINE_COLORS)
+
+
+def test_the_lines_of_a_chart_can_be_told_apart_without_colour():
+    looks = [line_look(i) for i in range(len(LINE_COLORS))]
+    for one, other in itertools.combinations(looks, 2):
+        assert one["marker"] != other["marker"] and one["linestyle"] != other["linestyle"]
+    for one, other in itertools.pairwise(looks):
+        assert contrast(one["color"], other["color"]) >= 1.4
+    assert all(contrast(color, LIGHT.paper) >= 3 for color in LINE_COLORS)
+    assert all(contrast(color, DARK.paper) >= 3 for color in LINE_COLORS[:2])
 
 
 def test_luminance_and_contrast_are_those_of_the_standard():
@@ -457,7 +479,7 @@ def test_release_gives_back_and_leaves_nothing_to_follow():
     lab = PoolLab()
     lab.select(1)
     lab.release()
-    assert lab.message == "B gave back blocks 1, 2, 3, 4; block 4, the last one listed, is the next one out."
+    assert lab.message == "B gave back blocks 1, 2, 3 and 4; block 4, the last one listed, is the next one out."
     assert lab.allocator.free_list[-1] == 4
     assert lab.token is None
     assert lab.picture().title == "Sequence B holds no token"

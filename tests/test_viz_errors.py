@@ -5,6 +5,7 @@ import pytest
 
 from paged_core.cases import paged_case
 from paged_core.viz.errors import ErrorAtLength, error_at_length, error_chart, error_maps, verdict, verdict_map
+from paged_core.viz.style import LIGHT, LINE_COLORS
 
 
 def rows(dtype, lost_at_the_end):
@@ -26,6 +27,7 @@ def test_error_chart_draws_every_dtype_and_leaves_out_what_is_exactly_zero():
     assert {left.get_xscale(), left.get_yscale(), right.get_xscale(), right.get_yscale()} == {"log"}
     assert "float32, bfloat16 and contexts of 1 to 4096 tokens" in picture.alt
     assert left.get_xlabel() == "context length (tokens)"
+    assert {line.get_color() for ax in (left, right) for line in ax.get_lines()} == {*LINE_COLORS[:2], LIGHT.ink}
 
 
 def test_error_maps_say_which_is_wrong_and_hatch_nan():
@@ -53,7 +55,7 @@ def test_verdict_map_names_the_positions_that_are_wrong():
     assert picture.alt.endswith("Wrong at the positions 8, 11.")
     drawn = str(picture)
     assert drawn.count('fill="url(#cross-danger)"') == 1 + 2  # the legend's, and two heads of the last query
-    assert drawn.count('fill="#D55E00"') == 1 + 1
+    assert drawn.count(f'fill="{LINE_COLORS[1]}"') == 1 + 1
     assert ">8</text>" in drawn and ">12</text>" not in drawn  # blocks begin at 8, and at 12, which is past the end
     assert verdict_map(share[:2], first_position=6, block_size=4, title="Right").alt.endswith("All within the bound.")
 

@@ -4,11 +4,13 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from paged_core import PoolLayout
 from paged_core.layouts import Geometry
 from paged_core.viz.layouts import (
     LayoutExplorer,
+    cost_chart,
     lane_map,
     line_map,
     lines_touched,
@@ -17,6 +19,7 @@ from paged_core.viz.layouts import (
     regions,
     runs_of,
 )
+from paged_core.viz.style import LINE_COLORS
 
 SMALL = Geometry(num_blocks=8, num_kv_heads=2, block_size=4, head_dim=8)
 REAL = Geometry(num_blocks=64, num_kv_heads=8, block_size=16, head_dim=128)
@@ -158,3 +161,12 @@ def test_the_explorer_draws_what_its_controls_say_and_is_saved_as_the_picture():
         SMALL, 4, block=5, colour_by="dim", only={"head": 1, "token": 0}, chosen={"head": 1, "token": 0, "dim": 3}
     )
     assert explorer.picture.value == kept.html
+
+
+def test_costs_are_bars_in_nobodys_colour():
+    times = {"write": {"HND": 1.0, "NHD": 2.0}, "read": {"HND": 3.0, "NHD": 4.0}}
+    picture = cost_chart(times, title="Costs", reference=("copying it all", 50.0))
+    bars = picture.figure.axes[0].patches
+    assert [bar.get_height() for bar in bars] == [1.0, 3.0, 2.0, 4.0]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in bars[::2]] == list(LINE_COLORS[:2])
+    assert bars[0].get_hatch() != bars[2].get_hatch() and "a line for copying it all" in picture.alt

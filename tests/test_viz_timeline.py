@@ -6,7 +6,8 @@ import pytest
 from paged_core import BlockAllocator, Preemption, Scheduler
 from paged_core.serving import Arrival, StepCost, serve
 from paged_core.viz import timeline as tl
-from paged_core.viz.style import sequence_style
+from paged_core.viz.style import ANYONE_COLOR, sequence_style
+from paged_core.viz.svg import TITLE_HEIGHT
 from tests.test_serving import four_blocks
 from tests.test_viz import SVG, assert_well_drawn, fills, parse, words
 
@@ -28,11 +29,32 @@ def test_every_doing_of_the_small_example_is_drawn_and_told():
     assert {"A: block 0", "A: block 1", "A: block 3", "block 2", "step 0", "8"} <= set(said)
     assert {"computes its prompt", "gave way: blocks lost", "computes again", "arrival", "first token"} <= set(said)
     assert "gave way: blocks on the host" not in said
-    assert fills(picture, tl._LOOKS["prompt"].fill) == 3 + 1  # one prompt each, and the legend
-    assert fills(picture, sequence_style(0).color) == 1 + 3  # A's name, and its blocks
+    assert fills(picture, sequence_style(0).color) == 1 + 2 + 3  # A's name, its prompt and its tokens, its blocks
+    assert fills(picture, sequence_style(1).color) == 1 + 2 + 2  # B's name, what it did, and once more
+    assert fills(picture, ANYONE_COLOR) == 3  # the legend is nobody's
     swapped = tl.timeline(four_blocks(Preemption.SWAP, 4), "ABC", 6, title="By hand", step_is_unit=True)
     assert_well_drawn(swapped)
     assert {"C: block 0", "B: block 1", "gave way: blocks on the host"} <= set(words(swapped))
+
+
+def test_a_row_is_in_its_requests_colour_and_the_shape_says_what_it_does():
+    def marks(preemption, num_host_blocks, row):
+        """Of the boxes of a row: their fill or pattern, and their height."""
+        picture = tl.timeline(four_blocks(preemption, num_host_blocks), "ABC", 4, title="By hand", step_is_unit=True)
+        middle, found = TITLE_HEIGHT + 22 + 30 * (row + 0.5), {}
+        for box in parse(picture).iter(f"{SVG}rect"):
+            x, y, height = (float(box.get(name, "0").rstrip("%")) for name in ("x", "y", "height"))
+            if x >= tl._LEFT and y + height / 2 == pytest.approx(middle, abs=0.1) and box.get("rx") == "2":
+                found.setdefault((x, height), []).append(box.get("fill") or box.get("class"))
+        return [(height, *fills) for (_, height), fills in sorted(found.items())]
+
+    b = sequence_style(1)
+    own, striped = (b.color, "url(#rising-000000)"), (b.color, "url(#stripes-000000)")
+    tall, slim = 21.6, 12.6
+    work = [(tall, *own), (slim, *own)]
+    assert marks(Preemption.RECOMPUTE, 0, row=1) == [*work, (tall, *striped), (slim, *own)]
+    assert marks(Preemption.SWAP, 4, row=1) == [*work, (slim, "f-paper s-ink"), (slim, *own)]
+    assert marks(Preemption.RECOMPUTE, 0, row=0) == [(tall, sequence_style(0).color), (slim, sequence_style(0).color)]
 
 
 def test_a_film_has_its_cursor_at_each_step_and_its_words_outside():

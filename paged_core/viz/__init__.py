@@ -1,6 +1,6 @@
 """Pictures of what really happened: pure functions from state to `Svg` or `Chart`; widgets only steer them.
 
-style     one colour and one mark per sequence, the same in every figure
+style     one colour and one pattern per sequence, the same in every figure; and the colours of all that is none
 svg       drawn figures, legible in light and dark, in a trusted notebook or a fresh clone
 player    a film of drawn frames that steps without a kernel, too
 figure    measured figures: matplotlib as PNG with alternative text
@@ -13,6 +13,7 @@ errors    how far an answer lies from the oracle
 sharing   a prefix cache: keys in a chain; shared, cached and evicted blocks
 answers   an answer to an exercise beside what was expected
 timeline  a service over time: who waits, computes, gives way; and what a policy costs whom
+words     numbers and block ids in words
 """
 
 from paged_core.viz.blocks import PoolSnapshot, filmstrip, pool_map, snapshot

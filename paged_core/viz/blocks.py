@@ -11,6 +11,7 @@ from paged_core.allocator import BlockAllocator
 from paged_core.sequence import PagedSeqState
 from paged_core.viz.style import CACHED_COLOR, SequenceStyle, letter, sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
+from paged_core.viz.words import counted, enumerated
 
 WIDTH = 900  # px: a notebook's column
 _GRID_WIDTH = 600
@@ -28,10 +29,12 @@ class PoolSnapshot:
 
     @property
     def capacity(self) -> int:
+        """Blocks, free or not."""
         return len(self.ref_counts)
 
     @property
     def in_use(self) -> int:
+        """Blocks that are not on the free list."""
         return self.capacity - len(self.free)
 
     def holders(self, block: int) -> list[int]:
@@ -40,6 +43,7 @@ class PoolSnapshot:
 
     @cached_property
     def any_overlisted(self) -> bool:
+        """Whether some block is listed by more sequences than it has references."""
         return any(map(self.overlisted, range(self.capacity)))
 
     @cached_property
@@ -62,15 +66,15 @@ class PoolSnapshot:
 
     def __str__(self) -> str:
         """In words, for alternative text."""
-        held = [f"{letter(i)} holds {_listed(blocks)}" for i, blocks in enumerate(self.held) if blocks]
+        held = [f"{letter(i)} holds {enumerated(blocks)}" for i, blocks in enumerate(self.held) if blocks]
         shared = [block for block, count in enumerate(self.ref_counts) if count > 1]
         wrong = [block for block in range(self.capacity) if self.overlisted(block)]
         return (
             f"A pool of {self.capacity} blocks: {self.in_use} in use, {len(self.free)} free, peak {self.peak_in_use}. "
             + "".join(f"{words}. " for words in held)
-            + (f"Shared: {_listed(shared)}. " if shared else "")
-            + (f"Listed by more than have a reference: {_listed(wrong)}. " if wrong else "")
-            + (f"Next out: {_listed(self.free[::-1])}." if self.free else "The free list is empty.")
+            + (f"Shared: {enumerated(shared)}. " if shared else "")
+            + (f"Listed by more than have a reference: {enumerated(wrong)}. " if wrong else "")
+            + (f"Next out: {enumerated(self.free[::-1])}." if self.free else "The free list is empty.")
         )
 
 
@@ -134,6 +138,7 @@ def filmstrip(frames: Sequence[tuple[str, PoolSnapshot]], *, title: str) -> Svg:
 
 
 def grid_height(pool: PoolSnapshot) -> float:
+    """How high `draw_grid` draws this pool, px."""
     columns, _, cell_height = _grid(pool)
     return -(-pool.capacity // columns) * cell_height + 20 * (pool.capacity > _LARGE)
 
@@ -159,9 +164,7 @@ def draw_grid(
 def draw_free_list(svg: Svg, x: float, y: float, pool: PoolSnapshot, most: int = 6) -> None:
     """The free list as a stack with its top on top: the block named there is the next one out."""
     top_first = pool.free[::-1]
-    svg.text(
-        x, y + 14, f"free list: {len(top_first)} block{'' if len(top_first) == 1 else 's'}", size=SMALL, weight="bold"
-    )
+    svg.text(x, y + 14, f"free list: {counted(len(top_first), 'block')}", size=SMALL, weight="bold")
     for i, block in enumerate(top_first[:most]):
         svg.cell(x, y + 24 + i * 26, 84, 24, "free", block, size=15)
     if top_first:
@@ -191,7 +194,7 @@ def draw_gauge(svg: Svg, x: float, y: float, width: float, pool: PoolSnapshot, *
 
 
 def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: bool = False) -> float:
-    """Whoever appears in one of these pools, and what the other looks mean; returns where it ends, in px."""
+    """Whoever appears in one of these pools, and what the other looks mean; returns where it ends, px from the top."""
     indices = sorted({i for pool in pools for i, held in enumerate(pool.held) if held})
     entries: list[tuple[SequenceStyle | str, str]] = [
         (sequence_style(i), f"sequence {letter(i)}" if len(indices) < 5 else letter(i)) for i in indices
@@ -215,6 +218,8 @@ def draw_legend(svg: Svg, x: float, y: float, *pools: PoolSnapshot, changed: boo
 
 
 def draw_block(svg: Svg, x, y, width, height, pool: PoolSnapshot, block: int, *, chosen: bool) -> None:
+    """One block in the look of its holders, side by side if they are several, in a box of these px; bold if `chosen`,
+    red if more list it than have a reference."""
     holders, references = pool.holders(block), pool.ref_counts[block]
     roomy = width >= 34
     size = 15 if roomy else min(13.0, width * 0.6)
@@ -281,8 +286,3 @@ def _grid(pool: PoolSnapshot) -> tuple[int, float, float]:
 
 def _stack_height(pool: PoolSnapshot) -> float:
     return 24 + 26 * min(len(pool.free), 6) + (22 if len(pool.free) > 6 else 0)
-
-
-def _listed(things: Sequence[object], most: int = 12) -> str:
-    words = ", ".join(str(thing) for thing in things[:most])
-    return words + (f" and {len(things) - most} more" if len(things) > most else "")

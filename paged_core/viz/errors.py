@@ -12,16 +12,16 @@ from numpy.typing import ArrayLike
 from paged_core.cases import PagedCase, share_of_bound, to_numpy
 from paged_core.reference import dense_attention
 from paged_core.viz.figure import Chart, chart
-from paged_core.viz.style import LIGHT, sequence_style
+from paged_core.viz.style import ALLOWED_COLOR, LIGHT, LINE_COLORS, line_look
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
 
 DECADES = 5  # an error map shows 10^-5 to 10^5 of the bound
 _VERDICTS: dict[str, dict[str, Any]] = {
     "within the bound": {"fill": "faint"},
-    "out of bounds": {"fill": "#D55E00"},
+    "out of bounds": {"fill": LINE_COLORS[1]},
     "NaN": {"fill": "paper", "pattern": "cross", "pattern_color": "danger"},
 }
-ALLOWED, CAUGHT = ("#F7F7F7", "#C9D6DE"), ("#F2A65A", "#5A0A1E")  # from light to dark, in grey too
+ALLOWED, CAUGHT = ("#F7F7F7", ALLOWED_COLOR), ("#F2A65A", "#5A0A1E")  # from light to dark, in grey too
 
 
 class ErrorAtLength(NamedTuple):
@@ -56,24 +56,16 @@ def error_chart(rows: Sequence[ErrorAtLength]) -> Chart:
     )
     with chart(1, 2, title="How close is paged to dense?", alt=alt, size=(12, 5.6)) as (picture, (left, right)):
         for i, dtype in enumerate(dtypes):
-            look = sequence_style(2 * i)
+            look = line_look(i)
             these = [row for row in rows if row.dtype == dtype]
             x = [row.length for row in these]
-            left.plot(x, [row.bound for row in these], color=look.color, linestyle=look.linestyle, zorder=2)
+            left.plot(x, [row.bound for row in these], **look | {"marker": ""}, zorder=2)
             # an error of exactly zero, as at length 1, has no place on a log axis
-            left.plot(
-                *_positive(x, [row.error for row in these]), look.marker, color=look.color, label=dtype, mec=LIGHT.ink
-            )
-            right.plot(
-                *_positive(x, [row.share for row in these]), color=look.color, linestyle=look.linestyle,
-                marker=look.marker, mec=LIGHT.ink, label=dtype,
-            )  # fmt: skip
-            right.plot(
-                *_positive(x, [row.lost_token for row in these]), color=look.color, linestyle=look.linestyle,
-                marker=look.marker, mfc=LIGHT.paper, mec=LIGHT.ink,
-            )  # fmt: skip
+            left.plot(*_positive(x, [row.error for row in these]), **look | {"linestyle": ""}, label=dtype)
+            right.plot(*_positive(x, [row.share for row in these]), **look, label=dtype)
+            right.plot(*_positive(x, [row.lost_token for row in these]), **look, mfc=LIGHT.paper)
         left.set(ylabel="largest error (marks), bound (lines)", title="The error and its bound", ylim=(1e-9, 1e-1))
-        right.axhspan(1e-6, 1, color=ALLOWED[1], alpha=0.45, zorder=0)
+        right.axhspan(1e-6, 1, color=ALLOWED_COLOR, alpha=0.45, zorder=0)
         right.axhline(1, color=LIGHT.ink, linewidth=1.5)
         right.set(ylabel="error / bound", title="As a share of the bound")
         for ax in (left, right):

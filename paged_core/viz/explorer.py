@@ -20,6 +20,7 @@ from paged_core.viz.blocks import snapshot
 from paged_core.viz.style import letter
 from paged_core.viz.svg import Svg
 from paged_core.viz.tables import table_lens
+from paged_core.viz.words import blocks_named, counted
 
 _HEARD_ONLY = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"  # for screen readers
 
@@ -74,7 +75,7 @@ class PoolLab:
         self._to_newest()
         self.refused = False
         self.message = (
-            f"{letter(index)} holds {_count(self.seq.len, 'token')} in {_count(len(self.seq.blocks), 'block')}."
+            f"{letter(index)} holds {counted(self.seq.len, 'token')} in {counted(len(self.seq.blocks), 'block')}."
         )
 
     def follow(self, token: int) -> None:
@@ -94,7 +95,7 @@ class PoolLab:
             seq.ensure_capacity(self.allocator, seq.len + tokens)
         except PoolExhausted as refusal:
             self.message = (
-                f"Refused: {name} needs {_count(refusal.needed, 'more block')} and {refusal.free} of "
+                f"Refused: {name} needs {counted(refusal.needed, 'more block')} and {refusal.free} of "
                 f"{refusal.capacity} are free. Nothing was taken: release a sequence first."
             )
             return
@@ -110,9 +111,9 @@ class PoolLab:
         seq.sync_context_len()
         self._to_newest()
         new = seq.blocks[held:]
-        took = f"took {_blocks(new)} from the top of the free list" if new else "took no block, having room"
+        took = f"took {blocks_named(new)} from the top of the free list" if new else "took no block, having room"
         copied = f"{len(new) * 4} bytes of table and 4 of length"
-        self.message = f"{name} grew by {_count(tokens, 'token')} and {took}; to the device: {copied}."
+        self.message = f"{name} grew by {counted(tokens, 'token')} and {took}; to the device: {copied}."
 
     def release(self) -> None:
         """Every block of the sequence back to the free list."""
@@ -122,7 +123,7 @@ class PoolLab:
         self._to_newest()
         if held:
             self.message = (
-                f"{name} gave back {_blocks(held)}; block {held[-1]}, the last one listed, is the next one out."
+                f"{name} gave back {blocks_named(held)}; block {held[-1]}, the last one listed, is the next one out."
             )
         else:
             self.message = f"{name} holds no block: nothing to give back."
@@ -206,12 +207,3 @@ class Explorer:
 def explore(lab: PoolLab | None = None) -> Explorer:
     """Controls for `lab`, or for a small pool with three sequences in it."""
     return Explorer(lab or PoolLab())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _blocks(blocks: list[int]) -> str:
-    listed = ", ".join(str(block) for block in blocks)
-    return f"block{'' if len(blocks) == 1 else 's'} {listed}"

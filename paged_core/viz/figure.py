@@ -13,7 +13,7 @@ from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from paged_core.viz.style import COLORS, LIGHT
+from paged_core.viz.style import LIGHT, LINE_COLORS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def chart(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({**RC, "axes.prop_cycle": cycler(color=[c for c in COLORS if c != "#F0E442"])}):
+    with rc_context({**RC, "axes.prop_cycle": cycler(color=LINE_COLORS)}):
         figure = Figure(figsize=size, layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         yield Chart(figure, title, alt), figure.subplots(rows, cols, **subplots)

@@ -8,7 +8,7 @@ import numpy as np
 
 from paged_core.viz.blocks import PoolSnapshot
 from paged_core.viz.figure import Chart, chart
-from paged_core.viz.style import LIGHT, sequence_style
+from paged_core.viz.style import LINE_COLORS, line_look, sequence_style
 
 FREE, IN_USE = 0.93, 0.36  # greys: the orange of sequence A is 0.64 to whoever sees no colours
 
@@ -42,9 +42,8 @@ def fragmentation(pool: PoolSnapshot, free: Sequence[int], longest: Sequence[int
         left.set(xticks=[0, 16, 32, 48, 63], xlabel=f"block id mod {columns}", ylabel=f"block id // {columns}")
         left.grid(False)
         left.set_title("dark: in use, light: free, orange: A", fontsize=12)
-        right.plot(free, color=LIGHT.muted, linewidth=1, label="free: what pages can hand out")
-        blue = "#0072B2"  # a count, and nothing of A's
-        right.plot(longest, color=blue, linewidth=1.8, label="longest run: what a contiguous allocator can")
+        right.plot(free, color=LINE_COLORS[0], linewidth=1, label="free: what pages can hand out")
+        right.plot(longest, color=LINE_COLORS[2], linewidth=1.8, label="longest run: what a contiguous allocator can")
         steady = max(free[len(free) // 4 :], default=0)  # at first the whole pool is free: off the chart
         right.set(xlabel="requests that came", ylabel="blocks", ylim=(0, 1.45 * steady))
         right.legend(loc="upper right")
@@ -55,7 +54,7 @@ def cost_per_block(nanoseconds: Mapping[int, float], *, title: str) -> Chart:
     """Measured: {blocks in the pool: nanoseconds to take one block and give it back}."""
     alt = "; ".join(f"{capacity:,} blocks: {ns:.0f} ns" for capacity, ns in nanoseconds.items())
     with chart(title=title, alt=alt, size=(9, 3.6)) as (picture, ax):
-        ax.plot(*zip(*nanoseconds.items(), strict=True), color="#0072B2", marker="o")
+        ax.plot(*zip(*nanoseconds.items(), strict=True), **line_look(0))
         ax.set_xscale("log", base=2)
         ax.set(xlabel="blocks in the pool", ylabel="ns per block", ylim=(0, 2 * max(nanoseconds.values())))
     return picture

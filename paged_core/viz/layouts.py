@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from paged_core.layouts import Geometry, PoolLayout
 from paged_core.viz.figure import Chart, chart
-from paged_core.viz.style import contrast, sequence_style
+from paged_core.viz.style import HATCHES, LIGHT, LINE_COLORS, PALE, text_on
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
+from paged_core.viz.words import counted
 
 LINE_BYTES = 64  # a cache line of x86; Apple's and NVIDIA's have 128
 RAMP = (
@@ -28,8 +29,8 @@ RAMP = (
     "#D9C55C",
     "#FEE838",
 )  # cividis, light or grey
-USED = "#0072B2"  # the part of a cache line that an access uses
-TOUCHED = "#9CCBEA"  # the part that comes along, because lines are moved whole
+USED = LINE_COLORS[0]  # the part of a cache line that an access uses
+TOUCHED = PALE  # the part that comes along, because lines are moved whole
 _AXES = ("head", "token", "dim")
 
 
@@ -134,7 +135,7 @@ def memory_map(
         kept, fact = region.matching(only), ""
         if only:
             elements = region.start + np.flatnonzero(kept)
-            fact = f"{_count(runs_of(elements), 'run')}, {_count(lines_touched(elements, itemsize), 'line')}"
+            fact = f"{counted(runs_of(elements), 'run')}, {counted(lines_touched(elements, itemsize), 'line')}"
         elif chosen:
             fact = f"element {region.start + _only_one(region.matching(chosen))}"
         panels.append(_Panel(region.name, region.axes, fact, -(-kept.size // columns) * cell, (region, kept)))
@@ -160,14 +161,14 @@ def memory_map(
                 svg.rect(*box, fill=_ramp(value, values), stroke="none", radius=0)
         _grid_lines(svg, x, y, columns, rows, cell)
         for row, column, length, value in stretches:
-            cx, on = x + (column + (length - 1) // 2 + 0.5) * cell, _on(_ramp(value, values))
+            cx, on = x + (column + (length - 1) // 2 + 0.5) * cell, text_on(_ramp(value, values))
             svg.text(cx, y + row * cell + 19, value, anchor="middle", color=on, weight="bold")
         if chosen:
             index = _only_one(region.matching(chosen))
             row, column = divmod(index, columns)
             cx, cy = x + column * cell, y + row * cell
             value = int(region.coordinates[colour_by][index])
-            on = _on(_ramp(value, values)) if kept[index] else "ink"
+            on = text_on(_ramp(value, values)) if kept[index] else "ink"
             svg.text(cx + cell / 2, cy + 19, value, anchor="middle", color=on, weight="bold")
             svg.rect(cx - 2, cy - 2, cell + 4, cell + 4, stroke="paper", stroke_width=6, radius=2)
             svg.rect(cx - 2, cy - 2, cell + 4, cell + 4, stroke="danger", stroke_width=3.5, radius=2)
@@ -273,13 +274,13 @@ def cost_chart(milliseconds: Mapping[str, Mapping[str, float]], *, title: str, r
         for i, name in enumerate(names):
             at = np.arange(len(milliseconds)) + (i - (len(names) - 1) / 2) * 0.2
             heights = [times[name] for times in milliseconds.values()]
-            look = sequence_style(i)
-            bars = ax.bar(at, heights, 0.19, label=name, color=look.color, hatch=look.hatch, edgecolor="#1A1A1A")
+            look = {"color": LINE_COLORS[i], "hatch": HATCHES[i], "edgecolor": LIGHT.paper}
+            bars = ax.bar(at, heights, 0.19, label=name, **look)
             ax.bar_label(bars, [f"{height:.2g}" for height in heights], fontsize=11)
-        ax.axhline(reference[1], color="#B3002D", linestyle="--")
+        ax.axhline(reference[1], color=LIGHT.danger, linestyle="--")
         ax.annotate(
             reference[0], (1, reference[1]), xycoords=("axes fraction", "data"), xytext=(0, 4),
-            textcoords="offset points", ha="right", va="bottom", color="#B3002D",
+            textcoords="offset points", ha="right", va="bottom", color=LIGHT.danger,
         )  # fmt: skip
         ax.set(yscale="log", ylabel="milliseconds (log scale)", xticks=range(len(milliseconds)))
         ax.set_ylim(top=4 * reference[1])
@@ -423,16 +424,12 @@ def _ramp_legend(svg: Svg, x: float, y: float, axis: str, values: int) -> None:
     for value in range(values):
         colour = _ramp(value, values)
         svg.rect(x, y, 26, 26, fill=colour, stroke="paper", radius=0)
-        svg.text(x + 13, y + 18, value, size=SMALL, anchor="middle", color=_on(colour), weight="bold")
+        svg.text(x + 13, y + 18, value, size=SMALL, anchor="middle", color=text_on(colour), weight="bold")
         x += 26
 
 
 def _ramp(value: int, values: int) -> str:
     return RAMP[round(value * (len(RAMP) - 1) / max(1, values - 1))]
-
-
-def _on(colour: str) -> str:
-    return max("#000000", "#FFFFFF", key=lambda text: contrast(text, colour))
 
 
 def _only_one(mask: NDArray[np.bool_]) -> int:
@@ -446,14 +443,10 @@ def _words(access: Mapping[str, int] | None) -> str:
     return ", ".join(f"{axis} {access[axis]}" if axis in access else f"every {axis}" for axis in _AXES)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def _used(lines: int, num_bytes: int, line_bytes: int) -> str:
     if num_bytes == lines * line_bytes:
-        return f"{_count(lines, 'line')}, used whole"
-    return f"{_count(lines, 'line')}, {num_bytes / lines:.3g} of {line_bytes} bytes used"
+        return f"{counted(lines, 'line')}, used whole"
+    return f"{counted(lines, 'line')}, {num_bytes / lines:.3g} of {line_bytes} bytes used"
 
 
 def _check_axis(name: str, axis: str) -> None:

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paged_core.viz.figure import Chart, chart
-from paged_core.viz.style import LIGHT, LINESTYLES, MARKERS, WASTED_COLOR, sequence_style
+from paged_core.viz.style import LIGHT, WASTED_COLOR, line_look, sequence_style
 from paged_core.viz.svg import SMALL, Svg, text_width
 from paged_core.workload import LengthHistogram, Stretch
 
-USED_COLOR, FOLLOWED_COLOR = "#2F2F2F", "#E69F00"
-LINE_COLORS = ("#0072B2", "#D55E00", "#009E73")
+USED_COLOR, FOLLOWED_COLOR = "#2F2F2F", "#D6A6FF"
 PARTS = {  # of a budget: (words, colour, hatch)
     "used": ("written", USED_COLOR, ""),
     "to_come": ("reserved, written later", WASTED_COLOR, "//"),
@@ -147,8 +146,9 @@ def request_lengths(histograms: Mapping[str, LengthHistogram], *, title: str, al
             for axis, edges in enumerate((histogram.prompt_edges, histogram.output_edges)):
                 counts = histogram.counts.sum(axis=1 - axis)
                 share = counts / counts.sum() * 100
+                look = line_look(i)
                 axes[axis].stairs(
-                    share, edges, label=name, color=LINE_COLORS[i], linestyle=LINESTYLES[i], linewidth=2.5
+                    share, edges, label=name, color=look["color"], linestyle=look["linestyle"], linewidth=2.5
                 )
         for ax, what in zip(axes, ("prompt tokens", "generated tokens"), strict=True):
             ax.set(xscale="log", xlabel=what)
@@ -169,27 +169,14 @@ def block_size_costs(
     empty = np.array([run.mean("to_come", since) + run.mean("never", since) for run in sweep.values()])
     blocks = np.array([(run.budget - run.mean("free", since)) // size for size, run in sweep.items()])
     with chart(1, 3, title=title, alt=alt, size=(12, 4.4)) as (picture, axes):
-        axes[0].plot(sizes, running, marker="o", color=LINE_COLORS[0])
+        axes[0].plot(sizes, running, **line_look(0))
         axes[0].set(title="requests at once", ylim=(0, None))
         kib = 1024
-        axes[1].plot(
-            sizes[1:],
-            empty[1:] * token_bytes / running[1:] / kib,
-            marker="o",
-            color=LINE_COLORS[1],
-            label="empty slots",
-        )
-        axes[1].plot(
-            sizes,
-            [table_bytes[size] / kib for size in sizes],
-            marker="s",
-            color=LINE_COLORS[0],
-            linestyle="--",
-            label="block table",
-        )
+        axes[1].plot(sizes[1:], empty[1:] * token_bytes / running[1:] / kib, label="empty slots", **line_look(0))
+        axes[1].plot(sizes, [table_bytes[size] / kib for size in sizes], label="block table", **line_look(1))
         axes[1].set(title="bytes a request (KiB)", yscale="log")
         axes[1].legend()
-        axes[2].plot(sizes, blocks, marker="o", color=LINE_COLORS[0])
+        axes[2].plot(sizes, blocks, **line_look(0))
         axes[2].set(title="table entries read a step", yscale="log")
         for ax in axes:
             ax.set(xscale="log", xlabel="block size (tokens)")
@@ -203,7 +190,7 @@ def queues(stretches: Mapping[str, Stretch], *, step_s: float, title: str, alt: 
     steps = round(10 / step_s)
     with chart(1, 2, title=title, alt=alt, size=(10, 4.2)) as (picture, axes):
         for i, (name, stretch) in enumerate(stretches.items()):
-            look = {"label": name, "color": LINE_COLORS[i], "marker": MARKERS[i], "markevery": 6}
+            look = line_look(i) | {"label": name, "markevery": 6}
             for ax, counts in zip(axes, (stretch.running, stretch.waiting), strict=True):
                 means = np.array(counts)[: len(counts) // steps * steps].reshape(-1, steps).mean(axis=1)
                 ax.plot((np.arange(len(means)) + 0.5) / 6, means, **look)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from paged_core.viz.figure import Chart, chart
-from paged_core.viz.style import LIGHT, LINESTYLES, MARKERS
-from paged_core.viz.timeline import LINE_COLORS
+from paged_core.viz.style import ALLOWED_COLOR, LIGHT, line_look
 
 
 def logit_errors(shares: Mapping[str, ArrayLike], *, first: int, title: str) -> Chart:
@@ -21,11 +19,10 @@ def logit_errors(shares: Mapping[str, ArrayLike], *, first: int, title: str) -> 
         f"{name}: {'within' if line.max() <= 1 else 'beyond'}" for name, line in lines.items()
     )
     with chart(title=title, alt=alt, size=(10, 4.4)) as (picture, ax):
-        ax.axhspan(1e-3, 1, color="#C9D6DE", alpha=0.45, zorder=0)
+        ax.axhspan(1e-3, 1, color=ALLOWED_COLOR, alpha=0.45, zorder=0)
         ax.axhline(1, color=LIGHT.ink, linewidth=1.5)
         for i, (name, line) in enumerate(lines.items()):
-            look = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
-            ax.plot(range(first, first + len(line)), line, label=name, markevery=8, **look)
+            ax.plot(range(first, first + len(line)), line, label=name, markevery=8, **line_look(i))
         ax.text(0.99, 0.35, "within the bound: rounding", transform=ax.get_yaxis_transform(), ha="right", va="center")
         ax.set(yscale="log", ylim=(1e-3, None), xlabel="tokens read", ylabel="difference of logits / bound")
         picture.figure.legend(loc="outside lower center", ncols=len(shares))
@@ -41,7 +38,7 @@ def tokens_per_second(speeds: Mapping[str, Mapping[int, float]], *, title: str) 
     counts: Sequence[int] = sorted({count for line in speeds.values() for count in line})
     with chart(title=title, alt=alt, size=(10, 4.2)) as (picture, ax):
         for i, (name, line) in enumerate(speeds.items()):
-            look: dict[str, Any] = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
+            look = line_look(i)
             if len(line) == 1:  # a mark and no line, open, for it may well lie on another
                 look |= {"linestyle": "none", "markersize": 15, "markerfacecolor": "none", "markeredgewidth": 3}
             ax.plot(list(line), list(line.values()), label=name, **look)

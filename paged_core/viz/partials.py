@@ -14,11 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from paged_core.chunks import chunks
 from paged_core.executors.launch import Machine, split
 from paged_core.viz.figure import Chart, chart
-from paged_core.viz.style import LIGHT, LINESTYLES, MARKERS, contrast, sequence_style
+from paged_core.viz.style import LIGHT, LINE_COLORS, PALE, line_look, sequence_style, text_on
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg
-
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-RAMP = ("#00224E", "#35456C", "#666970", "#948E77", "#C8B866", "#FEE838")  # cividis
+from paged_core.viz.words import counted
 
 
 def merge_picture(partitions: Sequence[Sequence[tuple[int, int]]], *, title: str) -> Svg:
@@ -118,7 +116,7 @@ def partition_map(top: NDArray, total: NDArray, context_lens: Sequence[int], *, 
             if level >= 1:
                 picture.rect(x, y + height - level, width - 6, level, fill=look.color, pattern=look.pattern,
                              pattern_color=look.on_color)  # fmt: skip
-            picture.text(x + (width - 6) / 2, y + 18, _count(count, "key"), anchor="middle", size=SMALL)
+            picture.text(x + (width - 6) / 2, y + 18, counted(count, "key"), anchor="middle", size=SMALL)
             words = f"{share:.0%}" if share >= 0.005 else "< 1%"
             picture.text(x + (width - 6) / 2, y + 44, words, anchor="middle", weight="bold", halo="paper")
     picture.text(
@@ -142,17 +140,17 @@ def rule_map(
 ) -> Chart:
     """How many partitions `launch.split` gives, by sequences in the batch and tokens a sequence; one panel a machine.
     `head_tiles` is the number of threadgroups that a sequence has anyway."""
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_hex
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm, to_hex
 
-    colours = LinearSegmentedColormap.from_list("cividis", RAMP)
-    norm = LogNorm(1, 64)
+    colours, norm = colormaps["cividis"], LogNorm(1, 64)
     alt = f"Tables for {', '.join(machines)}: few sequences with long contexts are split, many or short ones are not."
     with chart(1, len(machines), title=title, alt=alt, size=(13, 5.2), sharey=True, squeeze=False) as (picture, axes):
         for ax, (name, machine) in zip(axes[0], machines.items(), strict=True):
             table = np.array([[split(seqs * head_tiles, c, machine) for c in contexts] for seqs in num_seqs])
             ax.imshow(table, norm=norm, cmap=colours, aspect="auto")
             for (y, x), partitions in np.ndenumerate(table):
-                ink = _on(to_hex(colours(norm(partitions))))
+                ink = text_on(to_hex(colours(norm(partitions))))
                 weight = "bold" if partitions > 1 else "normal"
                 ax.text(x, y, partitions, ha="center", va="center", color=ink, fontweight=weight)
             ax.set_xticks(range(len(contexts)), [_short(c) for c in contexts])
@@ -170,11 +168,9 @@ def partition_times(milliseconds: Mapping[tuple[str, int], float], chosen: Mappi
     alt = f"Lines of decode time by partitions for {', '.join(times)}; rings mark the rule's choices."
     with chart(title=title, alt=alt, size=(10, 5)) as (picture, ax):
         for i, (name, line) in enumerate(times.items()):
-            look = {"color": COLORS[i], "marker": MARKERS[i], "linestyle": LINESTYLES[i]}
-            ax.plot(list(line), list(line.values()), label=name, **look)
+            ax.plot(list(line), list(line.values()), label=name, **line_look(i))
             at = chosen[name]
-            ring = {"markersize": 20, "markerfacecolor": "none", "markeredgecolor": COLORS[i], "markeredgewidth": 2.5}
-            ax.plot([at], [line[at]], "o", **ring)
+            ax.plot([at], [line[at]], "o", markersize=20, mfc="none", mec=LINE_COLORS[i], mew=2.5)
         ax.set(
             xlabel="partitions a sequence (ring: the rule's choice)",
             ylabel="milliseconds",
@@ -219,7 +215,7 @@ def chunk_triangles(num_tokens: int, sizes: Sequence[int], *, title: str) -> Svg
                              stroke=edge, radius=0)  # fmt: skip
             picture.rect(x + start * scale, y, (stop - start) * scale, height, fill=look.color, stroke=edge, radius=0)
         picture.text(x, top + side + 22, f"keys 0 to {num_tokens - 1}", size=SMALL, color="muted")
-        picture.text(x, top + side + 46, f"{_count(len(calls), 'call')}, {own + again:,} keys read", weight="bold")
+        picture.text(x, top + side + 46, f"{counted(len(calls), 'call')}, {own + again:,} keys read", weight="bold")
     x, y = left, top + side + 70
     marks = (("plain", look.color, "the call's own keys"), ("rising", "faint", "read again, from the pages"))
     for pattern, fill, words in marks:
@@ -278,7 +274,7 @@ def step_timeline(milliseconds: Mapping[tuple[str, int], float], *, title: str) 
         for row, steps in enumerate(rows.values()):
             times = np.array(steps)
             begins = np.concatenate([[0], times.cumsum()[:-1]])
-            fills = [COLORS[0], "#9CCBEA"]
+            fills = [LINE_COLORS[0], PALE]
             colors = [fills[i % 2] for i in range(len(times))]
             ax.barh([row] * len(times), times, left=begins, height=0.62, color=colors)
             ax.plot(times.cumsum(), [row + 0.42] * len(times), "^", color=LIGHT.ink, markersize=6, clip_on=False)
@@ -299,13 +295,5 @@ def _by_name(milliseconds: Mapping[tuple[str, int], float]) -> dict[str, dict[in
     return result
 
 
-def _on(fill: str) -> str:
-    return max("#000000", "#FFFFFF", key=lambda text: contrast(text, fill))
-
-
 def _short(number: int) -> str:
     return f"{number // 1024}k" if number >= 1024 and number % 1024 == 0 else str(number)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

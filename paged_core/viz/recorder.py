@@ -29,8 +29,9 @@ from paged_core.viz.blocks import (
 )
 from paged_core.viz.player import Player
 from paged_core.viz.sharing import CacheSnapshot, cache_snapshot, draw_cache_block, draw_cache_legend, look_of
-from paged_core.viz.style import letter, sequence_style
+from paged_core.viz.style import CACHED_COLOR, letter, sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg
+from paged_core.viz.words import blocks_named, ids
 
 VERBS = ("allocate", "allocate_n", "share", "free", "match", "register", "forget")
 _STACK = 4  # how many blocks of the free list are drawn
@@ -164,11 +165,11 @@ def _took(name: str, blocks: Sequence[int], before: CacheSnapshot, evicted: Coll
     with_whom = sorted({letter(i) for block in shared for i in before.pool.holders(block)})
     parts = []
     if shared:
-        parts.append(f"shares {_blocks(shared)} with {' and '.join(with_whom) or 'others'}")
+        parts.append(f"shares {blocks_named(shared)} with {' and '.join(with_whom) or 'others'}")
     if found:
-        parts.append(f"finds {_blocks(found)} in the cache")
+        parts.append(f"finds {blocks_named(found)} in the cache")
     if fresh:
-        parts.append(f"takes {_blocks(fresh)} off the free list")
+        parts.append(f"takes {blocks_named(fresh)} off the free list")
     return [f"{name} {' and '.join(parts)}."] if parts else []
 
 
@@ -177,11 +178,11 @@ def _gave_back(name: str, blocks: Sequence[int], after: CacheSnapshot) -> list[s
         return []
     held = [block for block in blocks if after.pool.ref_counts[block]]
     kept = [block for block in blocks if after.keeps(block)]
-    words = f"{name} gives back {_blocks(blocks)}"
+    words = f"{name} gives back {blocks_named(blocks)}"
     if held:
-        words += f"; {_ids(held)} {_stay(held)}, for others hold {_it(held)}"
+        words += f"; {ids(held)} {_stay(held)}, for others hold {_it(held)}"
     if kept:
-        words += f"; {_ids(kept)} {_stay(kept)} findable in the cache"
+        words += f"; {ids(kept)} {_stay(kept)} findable in the cache"
     if len(held) + len(kept) < len(blocks):
         words += f"; next out is block {after.pool.free[-1]}" if after.pool.free else ""
     return [words + "."]
@@ -243,7 +244,7 @@ def _draw_history(svg: Svg, x: float, y: float, states: Sequence[CacheSnapshot],
                     svg.rect(at + j * part, top, part, length, fill=style.color, pattern=style.pattern,
                              pattern_color=style.on_color, stroke="none", radius=0)  # fmt: skip
                 if not users:
-                    fill = "#B8B8B8" if cached else "muted" if held else "faint"
+                    fill = CACHED_COLOR if cached else "muted" if held else "faint"
                     svg.rect(at, top, width - 4, length, fill=fill, stroke="none", radius=0,
                              pattern="upright" if cached else "plain")  # fmt: skip
         else:
@@ -267,19 +268,8 @@ def _blocks_in_use(state: CacheSnapshot) -> str:
     return f"{in_use or 'None'} of {capacity} blocks {'is' if in_use == 1 else 'are'} in use"
 
 
-def _ids(blocks: Collection[int], most: int = 8) -> str:
-    listed = [str(block) for block in blocks]
-    if len(listed) > most:
-        return f"{', '.join(listed[:most])} and {len(listed) - most} more"
-    return " and ".join(filter(None, (", ".join(listed[:-1]), listed[-1])))
-
-
-def _blocks(blocks: Collection[int]) -> str:
-    return f"block{'' if len(blocks) == 1 else 's'} {_ids(blocks)}"
-
-
 def _begin(blocks: Collection[int]) -> str:
-    return _blocks(blocks).capitalize()
+    return blocks_named(blocks).capitalize()
 
 
 def _is(blocks: Collection[int]) -> str:

@@ -9,10 +9,9 @@ from paged_core.prefix import BlockChain, PrefixCache
 from paged_core.sequence import PagedSeqState
 from paged_core.viz.blocks import WIDTH, PoolSnapshot, draw_block
 from paged_core.viz.figure import Chart, chart
-from paged_core.viz.style import LINESTYLES, MARKERS, SequenceStyle, letter, sequence_style
+from paged_core.viz.style import SequenceStyle, letter, line_look, sequence_style
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
-
-LINE_COLORS = ("#0072B2", "#D55E00", "#009E73")
+from paged_core.viz.words import enumerated
 
 
 class CacheSnapshot(NamedTuple):
@@ -28,14 +27,14 @@ class CacheSnapshot(NamedTuple):
 
     def __str__(self) -> str:
         """In words, for alternative text."""
-        held = [f"{letter(i)} holds {_listed(blocks)}" for i, blocks in enumerate(self.pool.held) if blocks]
+        held = [f"{letter(i)} holds {enumerated(blocks)}" for i, blocks in enumerate(self.pool.held) if blocks]
         shared = [block for block, count in enumerate(self.pool.ref_counts) if count > 1]
         return (
             f"{self.pool.in_use - len(self.cached)} in use, {len(self.cached)} cached, {len(self.pool.free)} free. "
             + "".join(f"{words}. " for words in held)
-            + (f"Shared: {_listed(shared)}. " if shared else "")
-            + (f"Findable: {_listed(sorted(self.findable))}. " if self.findable else "")
-            + (f"Evicted next: {_listed(self.cached)}." if self.cached else "")
+            + (f"Shared: {enumerated(shared)}. " if shared else "")
+            + (f"Findable: {enumerated(sorted(self.findable))}. " if self.findable else "")
+            + (f"Evicted next: {enumerated(self.cached)}." if self.cached else "")
         ).rstrip()
 
 
@@ -98,7 +97,7 @@ def hash_chains(
     most = max(len(tokens) for tokens, _, _ in prompts.values())
     width = max(WIDTH, left + oval + pitch * -(-most // size) + 20)
     alt = f"Every chain starts from {name(root)}; found are block ids. " + " ".join(
-        f"{words}: keys {_listed([name(key) for key in chain.keys])}; found {_listed(found) or 'nothing'}."
+        f"{words}: keys {enumerated([name(key) for key in chain.keys])}; found {enumerated(found) or 'nothing'}."
         for words, (_, chain, found) in prompts.items()
     )
     svg = Svg(width, top + row * len(prompts) + 40, title=title, alt=alt)
@@ -149,8 +148,7 @@ def outputs(values: Mapping[str, Sequence[float]], *, title: str) -> Chart:
     )
     with chart(title=title, alt=alt, size=(10, 4)) as (picture, ax):
         for i, (words, numbers) in enumerate(values.items()):
-            look = {"linewidth": 9, "color": "#BBBBBB"} if i == 0 else {
-                "marker": MARKERS[i], "linestyle": LINESTYLES[i - 1], "color": LINE_COLORS[i - 1]}  # fmt: skip
+            look = line_look(i - 1) if i else {"linewidth": 9, "color": "#BBBBBB"}
             ax.plot(range(len(numbers)), numbers, label=words, **look)
         ax.set(xlabel="dimension of the head", ylabel="attention output", xticks=range(len(values[words])))
         picture.figure.legend(loc="outside lower center", ncols=len(values))
@@ -166,8 +164,7 @@ def hit_rates(rates: Mapping[str, Mapping[int, float]], *, title: str) -> Chart:
     sizes = sorted({size for shares in rates.values() for size in shares})
     with chart(title=title, alt=alt, size=(10, 4.2)) as (picture, ax):
         for i, (words, shares) in enumerate(rates.items()):
-            look = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
-            ax.plot(list(shares), list(shares.values()), label=words, **look)
+            ax.plot(list(shares), list(shares.values()), label=words, **line_look(i))
         ax.set(xlabel="pool (blocks)", ylabel="prompt tokens found (%)", xscale="log", ylim=(0, 100))
         ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
         ax.minorticks_off()
@@ -180,8 +177,7 @@ def prompt_costs(milliseconds: Mapping[str, Mapping[int, float]], *, title: str)
     alt = "; ".join(f"{words}, {max(line):,} tokens: {line[max(line)]:.2f} ms" for words, line in milliseconds.items())
     with chart(title=title, alt=alt, size=(10, 4.2)) as (picture, ax):
         for i, (words, line) in enumerate(milliseconds.items()):
-            look = {"marker": MARKERS[i], "linestyle": LINESTYLES[i], "color": LINE_COLORS[i]}
-            ax.plot(list(line), list(line.values()), label=words, **look)
+            ax.plot(list(line), list(line.values()), label=words, **line_look(i))
         lengths = list(next(iter(milliseconds.values())))
         ax.set(xscale="log", yscale="log", xlabel="prompt (tokens)", ylabel="milliseconds")
         ax.set_xticks(lengths, [f"{length:,}" for length in lengths])
@@ -192,10 +188,12 @@ def prompt_costs(milliseconds: Mapping[str, Mapping[int, float]], *, title: str)
 
 
 def look_of(state: CacheSnapshot, block: int) -> tuple[object, ...]:
+    """All that the picture of this block shows: equal where it looks the same."""
     return state.pool.holders(block), state.pool.ref_counts[block], state.keeps(block), block in state.findable
 
 
 def draw_cache_block(svg: Svg, x, y, width, height, state: CacheSnapshot, block: int, *, chosen: bool) -> None:
+    """As `draw_block`, in a box of these px; a cached block is grey, a findable one is underlined, 8 px below it."""
     if state.keeps(block):
         svg.cell(x, y, width, height, "cached", block, chosen=chosen, size=15)
     else:
@@ -205,6 +203,7 @@ def draw_cache_block(svg: Svg, x, y, width, height, state: CacheSnapshot, block:
 
 
 def draw_cache_legend(svg: Svg, x: float, y: float, states: Sequence[CacheSnapshot]) -> float:
+    """Whoever appears in one of these states, and what the other looks mean; returns where it ends, px from the top."""
     users = sorted({i for state in states for i, held in enumerate(state.pool.held) if held})
     entries: list[tuple[SequenceStyle | str, str]] = [(sequence_style(i), f"used by {letter(i)}") for i in users]
     x = svg.legend(x, y, [*entries, ("cached", "cached: kept, nobody uses it"), ("free", "free")])
@@ -216,7 +215,3 @@ def _beginning(blocks: Sequence[int], most: int = 13) -> str:
     """As many ids as go into so many characters."""
     words = " ".join(str(block) for block in blocks)
     return (words if len(words) <= most else words[: words.rfind(" ", 0, most - 3)] + " ...") or "none"
-
-
-def _listed(things: Sequence[object]) -> str:
-    return ", ".join(str(thing) for thing in things)

@@ -18,10 +18,11 @@ from paged_core.executors.source import files
 from paged_core.executors.trace import Trace
 from paged_core.viz.layouts import LINE_BYTES
 from paged_core.viz.player import Player
-from paged_core.viz.style import sequence_style
+from paged_core.viz.style import LINE_COLORS, sequence_style, text_on
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg
+from paged_core.viz.words import counted
 
-READ, WRITE = "#0072B2", "#D55E00"
+READ, WRITE = LINE_COLORS[:2]
 CONSTANTS = ("sizes", "scalars")  # every lane reads the problem's sizes first; a GPU keeps them in its constant cache
 POOLS = {"k_pool": "k", "v_pool": "v"}
 
@@ -224,7 +225,7 @@ def _draw_lanes(picture: Svg, access: Access, num_lanes: int, x: float, y: float
         active = lane in taking_part
         picture.rect(at, y, width - 3, height, fill=color if active else "none", stroke="ink" if active else "muted",
                      dashed=not active)  # fmt: skip
-        ink = "#FFFFFF" if active else "muted"
+        ink = text_on(color) if active else "muted"
         picture.text(at + (width - 3) / 2, y + 19, lane, size=SMALL, anchor="middle", color=ink)
     lines = access.cache_lines
     per_line = LINE_BYTES // access.itemsize
@@ -366,7 +367,8 @@ def turns(scene: Scene, buffer: str, *, threadgroup: int = 0, title: str) -> Svg
         for row, (count, color) in enumerate(((loads, READ), (stores, WRITE))):
             if count:
                 picture.rect(x + 2, y + 3 + 17 * row, width - 4, 16, fill=color, radius=2)
-                picture.text(x + width / 2, y + 15.5 + 17 * row, count, size=SMALL, anchor="middle", color="#FFFFFF")
+                picture.text(x + width / 2, y + 15.5 + 17 * row, count, size=SMALL, anchor="middle",
+                             color=text_on(color))  # fmt: skip
     picture.line([(left, bottom + 14), (left + 160, bottom + 14)], color="muted", arrow=True)
     picture.text(left + 172, bottom + 19, "time", size=SMALL, color="muted")
     x = left + 240
@@ -447,7 +449,7 @@ def _lanes(lanes: NDArray[np.int64]) -> str:
 
 def _lines_used(access: Access) -> str:
     lines, used = access.cache_lines.size, np.unique(access.elements).size * access.itemsize
-    count = f"{lines} cache line" + ("" if lines == 1 else "s") + f" of {LINE_BYTES} bytes"
+    count = f"{counted(lines, 'cache line')} of {LINE_BYTES} bytes"
     if np.unique(access.elements).size == 1 and access.lanes.size > 1:
         return f"{count}: one element, for all lanes at once"
     return (

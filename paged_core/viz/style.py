@@ -1,13 +1,16 @@
-"""The visual language: one colour and one mark for each sequence, the same in every figure.
+"""The visual language: one colour and one pattern for each sequence, the same in every figure.
 
 Colour alone is not enough: one reader in twelve confuses some hues, a printer knows grey only, and a projector washes
 out. So sequence A is orange *and* plain *and* lettered "A"; B is sky blue *and* hatched *and* lettered "B"; and so on.
 The colours are Okabe and Ito's (2008), chosen to be told apart by colour-blind eyes; matplotlib calls them okabe_ito.
+
+A sequence's colour says nothing else anywhere. What is no sequence, a dtype, a layout, a policy, a load, is drawn in
+`LINE_COLORS`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 PATTERNS = (
@@ -20,9 +23,14 @@ PATTERNS = (
     "upright",
     "grid",
 )  # eight: coprime with the colours
-HATCHES = ("", "//", "..", "--", "\\\\", "xx", "||", "++")  # matplotlib's names for the same patterns
-MARKERS = ("o", "s", "^", "D", "v", "X", "P", "*")
-LINESTYLES = ("-", "--", ":", "-.", (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (1, 2)), (0, (8, 2, 2, 2)))
+
+# Of what is no sequence: petrol, brown, purple, violet, grey. Neighbours differ in lightness too. Each has a contrast
+# of 3 on white; the first two have it on the dark paper as well, and serve in drawings.
+LINE_COLORS = ("#00808A", "#B8834A", "#4B2672", "#A67BC9", "#4D4D4D")
+LINESTYLES = ("-", "--", ":", "-.", (0, (6, 2)))
+MARKERS = ("o", "s", "^", "D", "v")
+HATCHES = ("", "xx", "//", "..", "--")  # for bars
+PALE = "#A3CDD0"  # beside the first of them: what comes along with it, what alternates with it
 
 
 class Theme(NamedTuple):
@@ -40,6 +48,8 @@ DARK = Theme(paper="#111111", ink="#F2F2F2", muted="#ABABAB", faint="#2B2B2B", d
 
 CACHED_COLOR = "#B8B8B8"  # a block that only the prefix cache keeps
 WASTED_COLOR = "#8A8A8A"  # memory that is reserved and holds nothing
+ANYONE_COLOR = "#A0A0A0"  # in a legend, where any sequence's colour may stand
+ALLOWED_COLOR = "#C9D6DE"  # of errors: up to the bound
 
 
 class SequenceStyle(NamedTuple):
@@ -49,21 +59,20 @@ class SequenceStyle(NamedTuple):
     letter: str  # A, B, ... Z, AA, ...
     color: str  # fill
     on_color: str  # text on that fill, contrast 4.5 or better
-    pattern: str  # one of PATTERNS, in SVG
-    hatch: str  # the same in matplotlib
-    marker: str
-    linestyle: str | tuple
+    pattern: str  # one of PATTERNS
 
 
 def sequence_style(index: int) -> SequenceStyle:
-    """The look of the sequence with this number (0, 1, ...). Colour and mark together repeat after 56 sequences."""
+    """The look of the sequence with this number (0, 1, ...). Colour and pattern together repeat after 56 sequences."""
     if index < 0:
         raise ValueError(f"index: expected the number of a sequence, 0 or more, got {index}")
-    color, mark = COLORS[index % len(COLORS)], index % len(PATTERNS)
-    on_color = max("#000000", "#FFFFFF", key=lambda text: contrast(text, color))
-    return SequenceStyle(
-        index, letter(index), color, on_color, PATTERNS[mark], HATCHES[mark], MARKERS[mark], LINESTYLES[mark]
-    )
+    color = COLORS[index % len(COLORS)]
+    return SequenceStyle(index, letter(index), color, text_on(color), PATTERNS[index % len(PATTERNS)])
+
+
+def line_look(index: int) -> dict[str, Any]:
+    """What matplotlib's `plot` takes for line number `index` of a chart, 0 to 4: a line that is no sequence's."""
+    return {"color": LINE_COLORS[index], "linestyle": LINESTYLES[index], "marker": MARKERS[index]}
 
 
 def letter(index: int) -> str:
@@ -87,3 +96,8 @@ def contrast(one: str, other: str) -> float:
     """The contrast of two colours, 1 to 21; text needs 4.5, a line or a large letter 3. Source: WCAG 2.2."""
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def text_on(fill: str) -> str:
+    """Black or white, whichever is easier to read on this colour."""
+    return max("#000000", "#FFFFFF", key=lambda text: contrast(text, fill))

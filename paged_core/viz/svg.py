@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote
 
-from paged_core.viz.style import DARK, LIGHT, SequenceStyle, Theme
+from paged_core.viz.style import CACHED_COLOR, DARK, LIGHT, SequenceStyle, Theme
 
 FONT = "system-ui, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif"
 MONO = "ui-monospace, Menlo, 'DejaVu Sans Mono', monospace"
@@ -27,6 +27,7 @@ _PATTERN_STROKES = {  # in a tile of 8 x 8 px; plain has none
     "level": "M0 4H8",
     "upright": "M4 0V8",
     "grid": "M0 4H8M4 0V8",
+    "stripes": "M-2 2L2 -2M0 8L8 0M6 10L10 6",  # bold, and no sequence's
 }
 
 
@@ -178,10 +179,12 @@ class Svg:
         if pattern == "dots":
             mark = f'<circle cx="4" cy="4" r="1.4"{_paint(color)}/>'
         else:
-            mark = f'<path d="{_PATTERN_STROKES[pattern]}" {_paint("none", color)[1:]} stroke-width="1.2"/>'
+            width = 2.6 if pattern == "stripes" else 1.2
+            mark = f'<path d="{_PATTERN_STROKES[pattern]}" {_paint("none", color)[1:]} stroke-width="{width}"/>'
+        opacity = 0.85 if pattern == "stripes" else 0.45
         self._patterns[name] = (
-            f'<pattern id="{name}" width="8" height="8" patternUnits="userSpaceOnUse" opacity="0.45">'
-            f'<g opacity="0.45">{mark}</g></pattern>'
+            f'<pattern id="{name}" width="8" height="8" patternUnits="userSpaceOnUse">'
+            f'<g opacity="{opacity}">{mark}</g></pattern>'
         )
         return f"url(#{name})"
 
@@ -193,7 +196,7 @@ def text_width(words: str, size: float = SIZE) -> float:
 
 _LOOKS = {  # fill, stroke, text, pattern
     "free": ("none", "muted", "muted", "plain"),
-    "cached": ("#B8B8B8", "ink", "#000000", "upright"),
+    "cached": (CACHED_COLOR, "ink", "#000000", "upright"),
     "nan": ("paper", "danger", "danger", "cross"),
     "empty": ("faint", "muted", "muted", "plain"),
 }

@@ -272,7 +272,8 @@ def _draw_addresses(svg: Svg, y: float, seq, pool: PagedPool, at: TokenAddress, 
     itemsize, bar, width = pool.dtype.size, _RIGHT - 150, 150.0
     svg.text(12, y + 14, "5  address", size=15, weight="bold")
     svg.text(12, y + 36, f"{which.upper()} of head {head}", size=SMALL)
-    svg.text(12, y + 56, "bold: as this pool lies", size=SMALL, color="muted")
+    for i, words in enumerate(("bold: as this pool lies", "dashed: K before, V after")):
+        svg.text(12, y + 56 + 20 * i, words, size=SMALL, color="muted")
     svg.text(bar, y - 8, f"bytes of block {at.block}", size=12, color="muted")
     for row, layout in enumerate(PoolLayout):
         top, weight = y + 24 * row, "bold" if layout is pool.layout else "normal"

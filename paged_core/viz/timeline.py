@@ -1,4 +1,7 @@
-"""A service over time: requests as rows, what each was doing as marks, and who held the pool at the step looked at."""
+"""A service over time: requests as rows, what each was doing as marks, and who held the pool at the step looked at.
+
+A row is in the colour and pattern of its request, as its blocks are; what it does is told by the shape of the mark.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paged_core.serving import AGAIN, DECODE, PREEMPTED, PROMPT, SWAPPED, WAITING, Service, Span
+from paged_core.serving import AGAIN, DECODE, PREEMPTED, PROMPT, SWAPPED, WAITING, Service
 from paged_core.viz.blocks import WIDTH
 from paged_core.viz.figure import Chart, chart
 from paged_core.viz.player import Player
-from paged_core.viz.style import LINESTYLES, MARKERS, letter, sequence_style
+from paged_core.viz.style import (
+    ANYONE_COLOR,
+    LINE_COLORS,
+    SequenceStyle,
+    letter,
+    line_look,
+    sequence_style,
+    text_on,
+)
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
 
-LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#1A1A1A")
 _LEFT = 64  # px: where time begins
+_ANYONE = SequenceStyle(-1, "", ANYONE_COLOR, text_on(ANYONE_COLOR), "plain")  # for the legend
 
 
 class _Look(NamedTuple):
@@ -25,22 +36,19 @@ class _Look(NamedTuple):
     legend: str
     one: str
     several: str
-    fill: str  # "" for a line instead of a box
-    stroke: str
-    pattern: str = "plain"
+    mark: str  # see _draw_span
 
 
 _LOOKS = {
-    WAITING: _Look("waits to be admitted", "waits to be admitted", "wait to be admitted", "", "muted"),
-    PROMPT: _Look("computes its prompt", "computes its prompt", "compute prompts", "#0072B2", "ink"),
-    DECODE: _Look("gets a token a step", "gets a token", "get a token", "#56B4E9", "ink"),
-    PREEMPTED: _Look("gave way: blocks lost", "waits, its blocks lost", "wait, their blocks lost", "", "danger"),
-    AGAIN: _Look("computes again", "computes again", "compute again", "paper", "danger", "cross"),
+    WAITING: _Look("waits to be admitted", "waits to be admitted", "wait to be admitted", "line"),
+    PROMPT: _Look("computes its prompt", "computes its prompt", "compute prompts", "tall"),
+    DECODE: _Look("gets a token a step", "gets a token", "get a token", "slim"),
+    PREEMPTED: _Look("gave way: blocks lost", "waits, its blocks lost", "wait, their blocks lost", "dashes"),
+    AGAIN: _Look("computes again", "computes again", "compute again", "striped"),
     SWAPPED: _Look(
-        "gave way: blocks on the host", "waits, its blocks on the host", "wait, their blocks on the host",
-        "#B8B8B8", "ink", "upright",
+        "gave way: blocks on the host", "waits, its blocks on the host", "wait, their blocks on the host", "hollow"
     ),
-}  # fmt: skip
+}
 
 
 def timeline(
@@ -79,7 +87,8 @@ def timeline(
         svg.cell(12, top + i * row + 1, 40, row - 3, style, style.letter, size=15 if row > 20 else 11)
     for span in service.spans:
         if span.id in rows and span.begin_us < end and span.end_us > begin:
-            _draw_span(svg, span, x_of(span.begin_us), x_of(span.end_us), top + rows[span.id] * row, row)
+            number, x = rows[span.id], x_of(span.begin_us)
+            _draw_span(svg, span.what, sequence_style(number), x, x_of(span.end_us), top + number * row, row)
     for id, i in rows.items():
         served, middle = service.served[id], top + (i + 0.5) * row
         if begin <= served.arrived_us <= end:
@@ -139,17 +148,22 @@ def what_happens(service: Service, step: int, ids: Sequence[Hashable] = (), *, s
     return f"Step {step}{when}: {'; '.join(parts) or 'nobody is here'}. {in_use}."
 
 
-def _draw_span(svg: Svg, span: Span, x0: float, x1: float, y: float, row: float) -> None:
-    look = _LOOKS[span.what]
-    if look.fill:
-        box = x0, y + row * 0.14, max(x1 - x0, 1.2), row * 0.72
-        svg.rect(
-            *box, fill=look.fill, stroke=look.stroke, pattern=look.pattern, pattern_color=look.stroke,
-            stroke_width=1.2 if row > 20 else 0.7, radius=2 if row > 20 else 0,
-        )  # fmt: skip
-    else:
-        dashed = span.what == PREEMPTED
-        svg.line([(x0, y + row / 2), (x1, y + row / 2)], color=look.stroke, width=3.5 if dashed else 2, dashed=dashed)
+def _draw_span(svg: Svg, what: str, style: SequenceStyle, x0: float, x1: float, y: float, row: float) -> None:
+    """Work is a tall box, striped when it was done before; a token a step is half as tall, and hollow while its blocks
+    are elsewhere. Who has no blocks is a line."""
+    mark, middle = _LOOKS[what].mark, y + row / 2
+    if mark in ("line", "dashes"):
+        lost = mark == "dashes"
+        svg.line(
+            [(x0, middle), (x1, middle)], color="danger" if lost else "muted", width=3.5 if lost else 2, dashed=lost
+        )
+        return
+    height = row * (0.42 if mark in ("slim", "hollow") else 0.72)
+    svg.rect(
+        x0, middle - height / 2, max(x1 - x0, 1.2), height, fill="paper" if mark == "hollow" else style.color,
+        pattern={"striped": "stripes", "hollow": "plain"}.get(mark, style.pattern), pattern_color=style.on_color,
+        stroke_width=1.2 if row > 20 else 0.7, radius=2 if row > 20 else 0,
+    )  # fmt: skip
 
 
 def _axis(svg: Svg, begin: int, end: int, y: float, x_of, steps, step_is_unit: bool) -> None:
@@ -216,7 +230,7 @@ def _legend(svg: Svg, y: float, doings: set[str], others: bool) -> float:
         elif what == "first":
             svg.rect(x + 6, y + 5, 10, 10, fill="#FFFFFF", stroke="#000000", stroke_width=2, radius=5)
         else:
-            _draw_span(svg, Span("", what, 0, 0), x, x + 22, y - 2, 24)
+            _draw_span(svg, what, _ANYONE, x, x + 22, y - 2, 24)
         svg.text(x + 29, y + 15, words, size=SMALL)
         x += 29 + text_width(words, SMALL) + 18
     return y + 24
@@ -231,8 +245,7 @@ def first_tokens(services: Mapping[str, Service], *, title: str) -> Chart:
         for i, (name, service) in enumerate(services.items()):
             waits = np.sort([served.first_token_us for served in service.served.values()]) / 1e6
             share = np.arange(1, len(waits) + 1) / len(waits) * 100
-            look = {"color": LINE_COLORS[i], "linestyle": LINESTYLES[i], "marker": MARKERS[i]}
-            ax.plot(waits, share, label=name, markevery=(40 + 20 * i, 120), **look)
+            ax.plot(waits, share, label=name, markevery=(40 + 20 * i, 120), **line_look(i))
         ax.set(xscale="log", xlabel="seconds from arrival to first token", ylabel="requests served by then (%)")
         ax.xaxis.set_major_formatter("{x:g}")
         picture.figure.legend(loc="outside lower center", ncols=2)
@@ -251,8 +264,7 @@ def pressure(services: Mapping[str, Service], *, title: str) -> Chart:
             for ax, what in zip(axes, ("running", "waiting"), strict=True):
                 counts = np.array([getattr(step, what) for step in service.steps])
                 means = np.add.reduceat(counts, first) / np.diff([*first, len(counts)])
-                look = {"color": LINE_COLORS[i], "linestyle": LINESTYLES[i], "marker": MARKERS[i]}
-                ax.plot(seconds, means, label=name, markevery=(4 * i, 25), **look)
+                ax.plot(seconds, means, label=name, markevery=(4 * i, 25), **line_look(i))
         for ax, what in zip(axes, ("requests running", "requests waiting, or preempted"), strict=True):
             ax.set(title=what, xlabel="seconds", ylim=(0, None))
         picture.figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -272,8 +284,7 @@ def trade(services: Mapping[int, Service], *, against: str, xlabel: str, title: 
     places = range(len(services))
     with chart(1, 2, title=title, alt=alt, size=(11, 4.4)) as (picture, axes):
         for i, percent in enumerate((99, 50)):
-            look = {"color": LINE_COLORS[1 - i], "linestyle": LINESTYLES[i], "marker": MARKERS[i]}
-            name = "half of them within" if percent == 50 else "99 in 100 within"
+            look, name = line_look(i), "half of them within" if percent == 50 else "99 in 100 within"
             axes[0].plot(places, [s.first_token_us(percent) / 1e6 for s in services.values()], label=name, **look)
             if against == "next token":
                 axes[1].plot(places, [s.gap_us(percent) / 1e3 for s in services.values()], **look)
@@ -282,7 +293,7 @@ def trade(services: Mapping[int, Service], *, against: str, xlabel: str, title: 
         if against == "next token":
             axes[1].set(title="next token", ylabel="milliseconds")
         else:
-            bars = axes[1].bar(places, [s.total("preempted") for s in services.values()], color=LINE_COLORS[2])
+            bars = axes[1].bar(places, [s.total("preempted") for s in services.values()], color=LINE_COLORS[0])
             axes[1].bar_label(bars)
             axes[1].set(title="how often somebody gave way", ylabel="times")
         for ax in axes:
