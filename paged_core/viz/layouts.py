@@ -276,11 +276,12 @@ def cost_chart(milliseconds: Mapping[str, Mapping[str, float]], *, title: str, r
             heights = [times[name] for times in milliseconds.values()]
             look = {"color": LINE_COLORS[i], "hatch": HATCHES[i], "edgecolor": LIGHT.paper}
             bars = ax.bar(at, heights, 0.19, label=name, **look)
-            ax.bar_label(bars, [f"{height:.2g}" for height in heights], fontsize=11)
+            on_paper = {"facecolor": LIGHT.paper, "edgecolor": "none", "pad": 0.5}  # the line may pass behind it
+            ax.bar_label(bars, [f"{height:.2g}" for height in heights], fontsize=11, bbox=on_paper, zorder=3)
         ax.axhline(reference[1], color=LIGHT.danger, linestyle="--")
         ax.annotate(
-            reference[0], (1, reference[1]), xycoords=("axes fraction", "data"), xytext=(0, 4),
-            textcoords="offset points", ha="right", va="bottom", color=LIGHT.danger,
+            f"{reference[0]}: {reference[1]:.2g}", (0.02, reference[1]), xycoords=("axes fraction", "data"),
+            xytext=(0, 4), textcoords="offset points", va="bottom", color=LIGHT.danger,
         )  # fmt: skip
         ax.set(yscale="log", ylabel="milliseconds (log scale)", xticks=range(len(milliseconds)))
         ax.set_ylim(top=4 * reference[1])
