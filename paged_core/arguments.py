@@ -24,6 +24,7 @@ def check_shape(name: str, x: mx.array, expected: tuple[int | str, ...]) -> None
 
 
 def check_dtype(name: str, x: mx.array, expected: mx.Dtype) -> None:
+    """TypeError for an array of another dtype than `expected`."""
     if x.dtype != expected:
         raise TypeError(f"{name}: expected dtype {expected}, got {x.dtype}")
 

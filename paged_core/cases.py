@@ -55,6 +55,7 @@ class PagedCase:
         }
 
     def attend(self, executor: str = "ops", **changed) -> mx.array:
+        """`paged_attention` of this case, some of its arguments replaced by `changed`."""
         return paged_attention(**{**self.arguments, "executor": executor, **changed})
 
     def tables_with(self, entries: Mapping[tuple[int, int], int]) -> mx.array:

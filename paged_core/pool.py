@@ -71,6 +71,7 @@ class PagedPool:
 
     @property
     def geometry(self) -> Geometry:
+        """The sizes that a layout's addresses depend on."""
         return Geometry(self.num_blocks, self.num_kv_heads, self.block_size, self.head_dim)
 
     @property

@@ -69,6 +69,7 @@ class Request:
 
     @property
     def num_generated(self) -> int:
+        """Tokens of its answer so far."""
         return len(self.tokens) - self.num_prompt_tokens
 
 
@@ -94,6 +95,7 @@ class Plan:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that this step computes: what `max_tokens_per_step` limits."""
         return sum(work.num_tokens for work in self.work)
 
 

@@ -32,6 +32,7 @@ class Request(NamedTuple):
 
     @property
     def total_tokens(self) -> int:
+        """Prompt and answer."""
         return self.prompt_tokens + self.output_tokens
 
 
@@ -100,6 +101,7 @@ class Pages:
         return True
 
     def release(self, request: Request) -> None:
+        """Give the request's blocks back."""
         self.allocator.free(self.tables.pop(request.id))
 
     def spans(self, request: Request, num_tokens: int) -> NDArray[np.void]:
@@ -126,6 +128,7 @@ class Contiguous:
         self._by_address: list[tuple[int, int]] = []
 
     def hold(self, request: Request, num_tokens: int) -> bool:
+        """Reserve its slots when it comes; False when no gap is long enough. ValueError when it outgrows them."""
         if request.id in self.runs:
             if num_tokens > self.room(request):
                 raise ValueError(f"reserve: {self.room(request)} tokens are too few for {request}")
@@ -141,13 +144,16 @@ class Contiguous:
         return False
 
     def release(self, request: Request) -> None:
+        """Give the request's slots back: a gap for others."""
         self.reserved -= self.room(request)
         self._by_address.remove(self.runs.pop(request.id))
 
     def spans(self, request: Request, num_tokens: int) -> NDArray[np.void]:
+        """The request's slots, all in one run; an array of SPAN."""
         return np.array([(request.id, self.runs[request.id][0], self.room(request), num_tokens)], SPAN)
 
     def room(self, request: Request) -> int:
+        """Slots reserved for the request."""
         start, end = self.runs[request.id]
         return end - start
 

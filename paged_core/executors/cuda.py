@@ -13,6 +13,7 @@ from paged_core.executors.source import kernel_source, kernels_folder
 
 
 def why_not() -> str | None:
+    """Why this executor cannot run here; None when it can."""
     if mx.cuda.is_available():
         return None
     return "MLX finds no CUDA device (it needs an NVIDIA GPU and MLX's package for CUDA)"

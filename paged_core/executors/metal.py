@@ -13,6 +13,7 @@ from paged_core.executors.source import kernel_source
 
 
 def why_not() -> str | None:
+    """Why this executor cannot run here; None when it can."""
     return None if mx.metal.is_available() else "MLX finds no Metal device (it needs a Mac with Apple silicon)"
 
 

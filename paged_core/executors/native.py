@@ -26,6 +26,7 @@ _scratch = threading.local()  # partial results; kept between calls, for a call 
 
 
 def why_not() -> str | None:
+    """Why this executor cannot run here; None when it can."""
     return host.why_not()
 
 

@@ -12,6 +12,7 @@ LOGITS_AT_ONCE = 1 << 25  # a chunk of queries has at most so many logits: 128 M
 
 
 def why_not() -> str | None:
+    """None: MLX's operations run everywhere."""
     return None
 
 

@@ -56,6 +56,7 @@ _one_at_a_time = threading.Lock()  # the C++ side knows one current simulation
 
 @cache
 def why_not() -> str | None:
+    """Why the simulator cannot run here; None when it can."""
     if reason := host.why_not():
         return reason
     if sys.platform not in ("linux", "darwin") or platform.machine() not in ("x86_64", "aarch64", "arm64"):
@@ -66,6 +67,7 @@ def why_not() -> str | None:
 
 
 def run(call) -> mx.array:
+    """The output alone, for `paged_attention`; `simulate` keeps the trace, too."""
     return simulate(call).output
 
 

@@ -38,6 +38,7 @@ def from_mlx(xp: ModuleType, x: mx.array) -> Array:
 
 
 def to_mlx(x: Array, dtype: mx.Dtype) -> mx.array:
+    """The other way: an array of either kind as an MLX array of `dtype`."""
     return (x if isinstance(x, mx.array) else mx.array(x)).astype(dtype)
 
 

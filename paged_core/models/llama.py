@@ -87,14 +87,17 @@ class Llama:
 
     @property
     def vocab_size(self) -> int:
+        """Tokens are 0 to vocab_size - 1."""
         return self.config.vocab_size
 
     @property
     def max_positions(self) -> int:
+        """How many tokens a sequence may have, as the model was trained."""
         return self.config.max_positions
 
     @property
     def stop_tokens(self) -> frozenset[int]:
+        """Those that end an answer, as config.json names them."""
         return self.config.stop_tokens
 
     def check_pool(self, pool: PagedPool) -> None:

@@ -19,6 +19,8 @@ from paged_core.errors import CheckpointError
 
 
 class Rotation(NamedTuple):
+    """How positions turn queries and keys."""
+
     periods: NDArray[np.float32]  # [head_dim / 2], in tokens per radian
     scale: float = 1.0  # of queries and keys alike
     is_plain: bool = False  # the periods follow from theta alone
