@@ -17,9 +17,10 @@ SOURCE = Path(__file__).with_name("slider.js")
 _CSS = """
 .pc-slider, .pc-slider label { display: flex; align-items: center; gap: 8px; }
 .pc-slider label { flex: 1; }
-.pc-slider { max-width: 100%; margin: 2px; font: 14px/2 system-ui, sans-serif; color: inherit; font-variant-numeric: tabular-nums; }
+.pc-slider { max-width: 100%; margin: 2px; font: 14px/2 system-ui, sans-serif; color: inherit; }
 .pc-slider input { flex: 1; min-width: 60px; accent-color: #2f8fd0; }
-.pc-slider > span { min-width: 2em; }
+.pc-slider > span { min-width: 2em; font-variant-numeric: tabular-nums; }
+.pc-controls .widget-html-content { min-width: 0; }
 .pc-controls :focus-visible { outline: 3px solid #2f8fd0; outline-offset: -1px; }
 """
 _HEARD_ONLY = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"  # for screen readers
