@@ -202,10 +202,11 @@ def expect_frame(player, frame, frames=6):
 
 
 def test_a_player_begins_where_it_was_told_to_and_says_so(film_page):
-    player = player_of(film_page())
+    page = film_page()
+    player = player_of(page)
     expect_frame(player, 2)
     expect(player.locator(".pc-player-caption")).to_have_attribute("aria-live", "polite")
-    expect(player.get_by_text("run this cell")).to_have_count(0)
+    expect(page.get_by_text(HOW_TO_WAKE_IT)).to_have_count(0)
 
 
 def test_tab_goes_from_control_to_control_and_shows_where_it_is(film_page):
