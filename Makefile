@@ -70,7 +70,7 @@ $(ready): pyproject.toml tools/make_venv.sh tools/lab_settings.json
 	    echo 'The installation failed, see above. It needs the network, and MLX needs a Mac with Apple silicon or' >&2; \
 	    echo 'Linux with glibc 2.35 or newer (Ubuntu 22.04, Debian 12).' >&2; exit 1; }
 	@mkdir -p $(VENV)/share/jupyter/lab/settings && \
-	    cp tools/lab_settings.json $(VENV)/share/jupyter/lab/settings/overrides.json  # no question about news at the start
+	    cp tools/lab_settings.json $(VENV)/share/jupyter/lab/settings/overrides.json  # no question about news; players are saved, too
 	@touch $@
 
 $(ready_for_site): $(ready)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
+from paged_core.viz import Player, Svg, sequence_style
 from tests.doors import ROOT, build_site, lab_server
 
 SCREENSHOTS = ROOT / "screenshots"
@@ -21,6 +22,7 @@ PATIENCE = 120  # seconds; what takes one when the machine is free
 WINDOW = {"width": 1280, "height": 900}
 RUN = ("00_start_here", "03_block_tables", "06_inside_the_kernel", "09_running_out")
 COMPLAINT = '[data-mime-type="application/vnd.jupyter.stderr"]'  # an error's traceback, or a warning
+HOW_TO_WAKE_IT = re.compile("In JupyterLab, run this cell|in JupyterLab, run the cell")
 WITH_PLAYERS = ("06_inside_the_kernel", "09_running_out")
 ON_A_MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 
@@ -138,6 +140,193 @@ def play(player, page):
     page.keyboard.press("Space")
 
 
+# ---- a player on a page of its own
+
+
+def film(frames=6):
+    """A small one, in which something is hatched: patterns have ids."""
+
+    def picture(number):
+        svg = Svg(900, 120, title="Cells", alt=f"{number} of {frames} cells are taken.")
+        for i in range(frames):
+            svg.cell(10 + 45 * i, 60, 40, 40, sequence_style(i) if i < number else "free", i)
+        return svg
+
+    return Player([(f"Cell {i} is next.", picture(i)) for i in range(frames)], title="A few cells", start=2)
+
+
+@pytest.fixture
+def film_page(new_page, tmp_path):
+    """Opens a page longer than the window: the same player twice, and things that are none of its business."""
+    outside = '<svg width="20" height="20"><rect class="f-danger" width="20" height="20"/></svg><button>Before</button>'
+    path = tmp_path / "film.html"
+    path.write_text(
+        f'<!DOCTYPE html><meta charset="utf-8"><body style="height: 3000px">{outside}{2 * film().html}</body>',
+        encoding="utf-8",
+    )
+    pages = []
+
+    def film_page(**options):
+        page = new_page(**options)
+        pages.append(page)
+        page.clock.install(time=0)
+        page.goto(path.as_uri())
+        page.clock.pause_at(3600)  # from here on, time passes when the test says so
+        expect(page.locator(".pc-player")).to_have_count(2)
+        return page
+
+    yield film_page
+    for page in pages:
+        page.close()
+
+
+BUTTONS = ("First step", "One step back", "Play", "One step on", "Last step")
+
+
+def player_of(page):
+    return page.get_by_role("group", name="A few cells", exact=True).first
+
+
+def expect_frame(player, frame, frames=6):
+    """Everything that says where a film stands says the same."""
+    where = f"{frame + 1} of {frames}"
+    expect(player).to_have_attribute("data-frame", str(frame))
+    expect(player.locator(".pc-player-count")).to_have_text(where)
+    expect(player.locator(".pc-player-caption")).to_have_text(f"Cell {frame} is next.")
+    expect(player.get_by_role("slider", name="Step")).to_have_value(str(frame))
+    expect(player.get_by_role("slider", name="Step")).to_have_attribute("aria-valuetext", where)
+    expect(player.get_by_role("img", name=f"Cells. {frame} of {frames} cells are taken.")).to_be_visible()
+    for names, there in ((BUTTONS[:2], frame == 0), (BUTTONS[3:], frame == frames - 1)):
+        for name in names:
+            expect(player.get_by_role("button", name=name)).to_have_attribute("aria-disabled", str(there).lower())
+
+
+def test_a_player_begins_where_it_was_told_to_and_says_so(film_page):
+    page = film_page()
+    player = player_of(page)
+    expect_frame(player, 2)
+    expect(player.locator(".pc-player-caption")).to_have_attribute("aria-live", "polite")
+    expect(page.get_by_text(HOW_TO_WAKE_IT)).to_have_count(0)
+
+
+def test_tab_goes_from_control_to_control_and_shows_where_it_is(film_page):
+    page = film_page()
+    player = player_of(page)
+    page.get_by_role("button", name="Before").focus()
+    for control in (
+        player,
+        *(player.get_by_role("button", name=name, exact=True) for name in BUTTONS),
+        player.get_by_role("slider", name="Step", exact=True),
+    ):
+        page.keyboard.press("Tab")
+        expect(control).to_be_focused()
+        assert control.get_attribute("aria-label")  # a title alone is not heard everywhere
+        style, width = control.evaluate(
+            "(it) => [getComputedStyle(it).outlineStyle, getComputedStyle(it).outlineWidth]"
+        )
+        assert style == "solid" and float(width.removesuffix("px")) >= 2
+
+
+@pytest.mark.parametrize("where", ["player", "scrub", "button"])
+def test_the_keys_step_once_and_leave_the_page_where_it_is(film_page, where):
+    page = film_page()
+    player = player_of(page)
+    {
+        "player": player,
+        "scrub": player.get_by_role("slider", name="Step"),
+        "button": player.get_by_role("button", name="Last step"),
+    }[where].focus()
+    at = page.evaluate("scrollY")
+    for key, frame in (
+        ("ArrowRight", 3), ("ArrowLeft", 2), ("End", 5), ("ArrowRight", 5), ("Home", 0), ("ArrowLeft", 0),
+        ("ArrowRight", 1), ("Space", 5 if where == "button" else 1),
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        expect_frame(player, frame)
+    page.clock.run_for(100)  # for a page that scrolls, but not in one go
+    assert page.evaluate("scrollY") == at
+
+
+def test_the_buttons_step_as_they_say(film_page):
+    player = player_of(film_page())
+    for name, frame in (("One step on", 3), ("One step back", 2), ("First step", 0), ("Last step", 5)):
+        player.get_by_role("button", name=name).click()
+        expect_frame(player, frame)
+
+
+def test_it_plays_slowly_enough_to_read_up_to_the_end(film_page):
+    page = film_page()
+    player = player_of(page)
+    player.get_by_role("button", name="Play").click()
+    page.clock.run_for(1000)
+    expect_frame(player, 2)
+    page.clock.run_for(2000)
+    expect_frame(player, 3)
+    page.clock.run_for(60_000)
+    expect_frame(player, 5)
+    player.get_by_role("button", name="Play").click()  # once more, from the beginning
+    expect_frame(player, 0)
+    player.get_by_role("button", name="Pause").click()
+    page.clock.run_for(60_000)
+    expect_frame(player, 0)
+
+
+@pytest.mark.parametrize("step", ["key", "button", "scrub"])
+def test_a_step_by_hand_ends_the_playing(film_page, step):
+    page = film_page()
+    player = player_of(page)
+    player.focus()
+    page.keyboard.press("Space")
+    expect(player.get_by_role("button", name="Pause")).to_be_visible()
+    if step == "key":
+        page.keyboard.press("ArrowRight")
+    elif step == "button":
+        player.get_by_role("button", name="One step on").click()
+    else:
+        player.get_by_role("slider", name="Step").fill("3")
+    expect_frame(player, 3)
+    expect(player.get_by_role("button", name="Play")).to_be_visible()
+    page.clock.run_for(60_000)
+    expect_frame(player, 3)
+
+
+def test_nothing_moves_by_itself_for_those_who_want_no_motion(film_page):
+    page = film_page(reduced_motion="reduce")
+    player = player_of(page)
+    expect(player.get_by_role("button", name="Play")).to_have_count(0)
+    player.focus()
+    page.keyboard.press("Space")
+    page.clock.run_for(60_000)
+    expect_frame(player, 2)
+    page.keyboard.press("ArrowRight")
+    expect_frame(player, 3)
+
+
+def test_two_players_and_their_page_keep_out_of_each_others_way(film_page):
+    page = film_page()
+    players = page.locator(".pc-player")
+    players.last.get_by_role("button", name="Last step").click()
+    expect_frame(players.first, 2)
+    expect_frame(players.last, 5)
+    ids = page.locator("[id]").evaluate_all("(all) => all.map((one) => one.id)")
+    assert ids and len(set(ids)) == len(ids)
+    assert players.locator("svg [fill^='url(#']").evaluate_all(
+        "(all) => all.every((one) => one.closest('svg').querySelector(one.getAttribute('fill').slice(4, -1)))"
+    )
+    assert page.locator("svg style").count() == 0
+    assert page.locator("rect.f-danger").first.evaluate("(it) => getComputedStyle(it).fill") == "rgb(0, 0, 0)"
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "normal"
+
+
+def test_a_wide_film_scrolls_in_a_narrow_window(film_page):
+    page = film_page(viewport={"width": 390, "height": 800})
+    player = player_of(page)
+    assert player.locator(".pc-player-picture svg").bounding_box()["width"] == 720
+    view = player.locator(".pc-player-view")
+    assert view.evaluate("(it) => it.scrollWidth >= 720 && it.clientWidth < 390 && it.scrollHeight == it.clientHeight")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 # ---- JupyterLab
 
 
@@ -209,6 +398,12 @@ def pictures_of(saved):
     return sum(output["data"].get("text/html", "").count('src="data:image/svg+xml,') for output in outputs)
 
 
+def widgets_of(saved):
+    """How many of them get controls when they are run."""
+    outputs = [output for cell in saved.cells for output in cell.get("outputs", []) if "data" in output]
+    return sum(bool(HOW_TO_WAKE_IT.search(output["data"].get("text/html", ""))) for output in outputs)
+
+
 every_notebook = pytest.mark.parametrize("opened", RUN, indirect=True, scope="module")
 
 
@@ -222,6 +417,9 @@ def test_its_pictures_stand_there_before_anything_is_run(opened):
         "(images) => images.every((image) => image.naturalWidth > 100)", arg=pictures.element_handles()
     )
     expect(page.locator(".pc-player, .jp-Notebook .jupyter-widgets")).to_have_count(0)
+    for line in page.get_by_text(HOW_TO_WAKE_IT).all():
+        expect(line).to_be_visible()
+    expect(page.get_by_text(HOW_TO_WAKE_IT)).to_have_count(widgets_of(opened.saved))
     pictures.first.scroll_into_view_if_needed()
     shoot(page, f"lab-{opened.name}-fresh")
 
@@ -231,37 +429,81 @@ def test_it_runs_from_top_to_bottom(ran):
     page = ran.page
     assert page.locator(f".jp-Notebook {COMPLAINT}").all_inner_texts() == []
     assert not re.search("Error displaying widget|Failed to load model", page.locator(".jp-Notebook").inner_text())
+    expect(page.get_by_text(HOW_TO_WAKE_IT)).to_have_count(0)
+    expect(page.locator(".pc-player, .pc-controls")).to_have_count(widgets_of(ran.saved))
     shoot(page, f"lab-{ran.name}-ran")
 
 
 @pytest.mark.parametrize("opened", ["03_block_tables"], indirect=True, scope="module")
 def test_a_dragged_slider_leads_to_another_token(ran):
     page = ran.page
-    output = page.locator(".jp-OutputArea-output", has=page.locator(".widget-slider")).first
-    handle = output.locator(".widget-slider", has_text="Token").get_by_role("slider")
-    picture = output.locator("img")
-    handle.scroll_into_view_if_needed()
+    output = page.locator(".jp-OutputArea-output", has=page.locator(".pc-controls")).first
+    slider = output.get_by_role("slider", name="Token", exact=True)
+    slider.scroll_into_view_if_needed()
 
     def follows(token):
-        expect(picture).to_have_attribute("alt", re.compile(f"token {token} of sequence A"))
+        expect(output.get_by_role("img", name=f"Where is token {token} of sequence A?")).to_be_visible()
+        expect(slider).to_have_value(str(token))
 
     follows(6)
-    knob, track = handle.bounding_box(), output.locator(".widget-slider .noUi-base").first.bounding_box()
-    page.mouse.move(knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2)
+    box = slider.bounding_box()
+    middle, knob = box["y"] + box["height"] / 2, 16
+    page.mouse.move(box["x"] + knob / 2 + (box["width"] - knob) * 6 / 9, middle)
     page.mouse.down()
-    page.mouse.move(track["x"] + track["width"] * 2 / 9, knob["y"] + knob["height"] / 2, steps=8)
+    page.mouse.move(box["x"] + knob / 2 + (box["width"] - knob) * 2 / 9, middle, steps=8)
     page.mouse.up()
     follows(2)
     shoot(page, "lab-03_block_tables-dragged")
-    handle.focus()
+    slider.focus()
     page.keyboard.press("ArrowRight")
     follows(3)
     page.keyboard.press("End")
     follows(9)
     output.get_by_role("button", name="Append 1").click()
     follows(10)
+    expect(output.get_by_role("alert")).to_contain_text("A grew by 1 token")
     output.get_by_role("button", name="Start over").click()
     follows(6)
+
+
+@pytest.mark.parametrize("opened", ["04_pool_layouts"], indirect=True, scope="module")
+def test_sliders_have_names_and_say_what_they_did(ran):
+    page = ran.page
+    output = page.locator(".jp-OutputArea-output", has=page.locator(".pc-controls")).first
+    for name, value in (("head", "1"), ("token", "2"), ("dim", "3")):
+        slider = output.get_by_role("slider", name=name, exact=True)
+        expect(slider).to_have_value(value)
+        slider.focus()
+        page.keyboard.press("ArrowLeft")
+        expect(slider).to_be_focused()
+        assert slider.evaluate("(it) => getComputedStyle(it).outlineWidth") == "3px"
+    expect(output.get_by_role("alert")).to_contain_text(
+        "HND K [head, token, dim]; V likewise, in its own array: element 330"
+    )
+    page.set_viewport_size({"width": 900, "height": 900})
+    picture = output.get_by_role("img")
+    assert picture.bounding_box()["width"] >= 720
+    assert picture.evaluate("(it) => it.parentElement.clientWidth < 720")  # it scrolls
+    shoot(page, "lab-04_pool_layouts-narrow")
+
+
+@pytest.mark.parametrize("opened", ["05_attention_correctness"], indirect=True, scope="module")
+def test_a_saved_film_steps_when_its_kernel_is_gone(ran, lab, new_page):
+    page = ran.page
+    page.keyboard.press("Control+s")
+    expect(page.locator(".jp-mod-dirty")).to_have_count(0)
+    page.close()
+    api, asked = new_page().request, {"headers": {"Authorization": f"token {TOKEN}"}}
+    for session in api.get(f"{lab}/api/sessions", **asked).json():
+        if session["path"].endswith(f"{ran.name}.ipynb"):
+            assert api.delete(f"{lab}/api/sessions/{session['id']}", **asked).ok
+    again = new_page()
+    open_notebook(again, lab, ran.name)
+    player = again.locator(".jp-Notebook .pc-player").first
+    step_through(player, again)
+    expect(again.get_by_text("Error displaying widget")).to_have_count(0)
+    shoot(again, f"lab-{ran.name}-again")
+    again.close()
 
 
 @pytest.mark.parametrize("opened", WITH_PLAYERS, indirect=True, scope="module")
@@ -357,6 +599,22 @@ def test_the_site_fits_into_a_narrow_window(open_page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.evaluate("window.scrollTo(0, 1400)")
     shoot(page, "site-narrow-picture")
+
+
+@pytest.mark.parametrize("width", [1280, 1400])
+def test_no_printed_line_is_cut_off(open_page, width):
+    """It fits, or it scrolls."""
+    page = open_page("index.html", viewport={"width": width, "height": 900})
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        page.goto(page.url.rpartition("/")[0].removesuffix("/notebooks") + f"/notebooks/{path.stem}.html")
+        cut_off = """(all) => all.filter((pre) => {
+            for (let box = pre; box; box = box.parentElement) {
+                const overflow = getComputedStyle(box).overflowX;
+                if (box.scrollWidth > box.clientWidth && overflow !== "visible") return !/auto|scroll/.test(overflow);
+            }
+            return document.documentElement.scrollWidth > innerWidth;
+        }).map((pre) => pre.innerText)"""
+        assert page.locator("pre").evaluate_all(cut_off) == []
 
 
 def test_pictures_are_light_or_dark_as_the_site_is(open_page):

@@ -150,9 +150,9 @@ def test_loads_of_lanes_that_are_out_of_step_are_refused():
 def test_the_explorer_draws_what_its_controls_say_and_is_saved_as_the_picture():
     explorer = LayoutExplorer(SMALL, 4, block=5, chosen={"head": 1, "token": 2, "dim": 3})
     first = memory_map(SMALL, 4, block=5, colour_by="token", chosen={"head": 1, "token": 2, "dim": 3})
-    assert explorer.picture.value == first.html
+    assert explorer.picture.value.endswith(first.html) and first.alt in explorer.picture.value.removesuffix(first.html)
     bundle = explorer._repr_mimebundle_()
-    assert bundle["text/html"] == first.html
+    assert bundle["text/html"].startswith(first.html)
     assert "application/vnd.jupyter.widget-view+json" in bundle
     explorer.colour_by.value = "dim"
     explorer.access.value = ("head", "token")
@@ -160,7 +160,7 @@ def test_the_explorer_draws_what_its_controls_say_and_is_saved_as_the_picture():
     kept = memory_map(
         SMALL, 4, block=5, colour_by="dim", only={"head": 1, "token": 0}, chosen={"head": 1, "token": 0, "dim": 3}
     )
-    assert explorer.picture.value == kept.html
+    assert explorer.picture.value.endswith(kept.html)
 
 
 def test_costs_are_bars_in_nobodys_colour():

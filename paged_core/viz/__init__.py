@@ -7,6 +7,7 @@ figure    measured figures: matplotlib as PNG with alternative text
 blocks    the pool: who holds which block, the free list as the stack it is, the watermark
 tables    block tables: a token followed to its byte, the host's truth against the device's copy
 recorder  put in an allocator's place, it keeps a film of what happens to the blocks
+controls  what steers a picture where a kernel runs: sliders, and what is heard and saved
 explorer  a pool to play with
 layouts   memory as it lies: which number a pool keeps where, and the cache lines an access touches
 errors    how far an answer lies from the oracle

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 import mlx.core as mx
@@ -17,12 +16,11 @@ from paged_core.layouts import PoolLayout
 from paged_core.pool import PagedPool
 from paged_core.sequence import PagedSeqState
 from paged_core.viz.blocks import snapshot
+from paged_core.viz.controls import box, saved, slider, spoken
 from paged_core.viz.style import letter
 from paged_core.viz.svg import Svg
 from paged_core.viz.tables import table_lens
 from paged_core.viz.words import blocks_named, counted
-
-_HEARD_ONLY = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"  # for screen readers
 
 STORY = ((0, 3), (1, 13), (0, 4), (2, 2), (0, 3))  # (sequence, tokens): who grew by how much before the curtain rises
 
@@ -60,7 +58,7 @@ class PoolLab:
             self.follow(self.seq.len * 2 // 3)
         turns = ", ".join(f"{letter(index)} by {tokens}" for index, tokens in self.story)
         grew = f"{turns} tokens, in this order" if len(self.story) <= 8 else f"{len(self.story)} turns of growing"
-        self.message = f"So far: {grew}. Blocks went to whoever grew, so nobody's lie in a row." if self.story else ""
+        self.message = f"So far: {grew}. Each block went to whoever grew next." if self.story else ""
 
     @property
     def seq(self) -> PagedSeqState:
@@ -143,7 +141,7 @@ class Explorer:
     """The controls around a `PoolLab`. Displayed where no kernel runs, it is the picture it was saved with."""
 
     def __init__(self, lab: PoolLab) -> None:
-        from ipywidgets import HTML, Button, HBox, IntSlider, Layout, ToggleButtons, VBox
+        from ipywidgets import HTML, Button, Layout, ToggleButtons
 
         self.lab = lab
         self.picture = HTML()
@@ -152,11 +150,8 @@ class Explorer:
             tooltips=[f"Look at sequence {letter(i)}" for i in range(len(lab.seqs))],
         )
         self.sequence.style.button_width = "104px"
-        self.token = IntSlider(description="Token", tooltip="Which token to follow", layout=Layout(width="340px"))
-        self.tokens = IntSlider(
-            value=5, min=1, max=16, description="Grow by", tooltip="How many tokens Grow adds",
-            layout=Layout(width="260px"),
-        )  # fmt: skip
+        self.token = slider("Token", value=0, max=0, tooltip="Which token to follow", width="340px")
+        self.tokens = slider("Grow by", value=5, min=1, max=16, tooltip="How many tokens Grow adds", width="260px")
         self.buttons = {
             verb: Button(description=words, tooltip=tip, icon=icon, layout=Layout(width="auto"))
             for verb, words, icon, tip in (
@@ -170,16 +165,14 @@ class Explorer:
             button.on_click(lambda _, verb=verb: self._press(verb))
         self.sequence.observe(lambda change: self._select(change.new), "value")
         self.token.observe(lambda change: self._follow(change.new), "value")
-        rows = [self.sequence, self.token], [self.tokens, *self.buttons.values()]
-        self.widget = VBox([*(HBox(row, layout=Layout(flex_flow="row wrap")) for row in rows), self.picture])
+        self.widget = box(([self.sequence, self.token], [self.tokens, *self.buttons.values()]), self.picture)
         self._show()
 
     def __repr__(self) -> str:
         return repr(self.lab.picture())
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
-        """The live controls; and the picture, for GitHub, for an HTML export and for whoever has not run the cell."""
-        return {**self.widget._repr_mimebundle_(), **self.lab.picture()._repr_mimebundle_()}
+        return saved(self.widget, self.lab.picture())
 
     def _press(self, verb: str) -> None:
         self.lab.grow(self.tokens.value) if verb == "grow" else getattr(self.lab, verb)()
@@ -200,8 +193,7 @@ class Explorer:
         newest, token = max(0, self.lab.seq.len - 1), self.lab.token
         self.token.max, self.token.disabled = newest, token is None
         self.token.value = token or 0  # said last: a new max may have clamped the value, and been followed
-        said = f'<div role="alert" style="{_HEARD_ONLY}">{escape(self.lab.message)}</div>'
-        self.picture.value = said + self.lab.picture().html
+        self.picture.value = spoken(self.lab.picture(), self.lab.message)
 
 
 def explore(lab: PoolLab | None = None) -> Explorer:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paged_core.layouts import Geometry, PoolLayout
+from paged_core.viz.controls import box, saved, slider, spoken
 from paged_core.viz.figure import Chart, chart
 from paged_core.viz.style import HATCHES, LIGHT, LINE_COLORS, PALE, text_on
 from paged_core.viz.svg import SMALL, TITLE_HEIGHT, Svg, text_width
@@ -306,7 +307,7 @@ class LayoutExplorer:
     )
 
     def __init__(self, geometry: Geometry, itemsize: int, *, block: int, chosen: Mapping[str, int]) -> None:
-        from ipywidgets import HTML, Dropdown, HBox, IntSlider, Layout, ToggleButtons, VBox
+        from ipywidgets import HTML, Dropdown, Layout, ToggleButtons
 
         self.geometry, self.itemsize, self.block = geometry, itemsize, block
         words = {"style": {"description_width": "initial"}}
@@ -314,14 +315,12 @@ class LayoutExplorer:
         self.colour_by.style.button_width = "80px"
         self.access = Dropdown(options=self.ACCESSES, description="Keep apart", layout=Layout(width="440px"), **words)
         self.at = {
-            axis: IntSlider(value=chosen[axis], max=size - 1, description=axis, layout=Layout(width="300px"))
-            for axis, size in zip(_AXES, geometry[1:], strict=True)
+            axis: slider(axis, value=chosen[axis], max=size - 1) for axis, size in zip(_AXES, geometry[1:], strict=True)
         }
         self.picture = HTML()
         for control in (self.colour_by, self.access, *self.at.values()):
             control.observe(lambda change: self._show(), "value")
-        rows = [self.colour_by, self.access], list(self.at.values())
-        self.widget = VBox([*(HBox(row, layout=Layout(flex_flow="row wrap")) for row in rows), self.picture])
+        self.widget = box(([self.colour_by, self.access], list(self.at.values())), self.picture)
         self._show()
 
     def draw(self) -> Svg:
@@ -336,10 +335,11 @@ class LayoutExplorer:
         return repr(self.draw())
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
-        return {**self.widget._repr_mimebundle_(), **self.draw()._repr_mimebundle_()}
+        return saved(self.widget, self.draw())
 
     def _show(self) -> None:
-        self.picture.value = self.draw().html
+        picture = self.draw()
+        self.picture.value = spoken(picture, picture.alt)
 
 
 class _Panel(NamedTuple):

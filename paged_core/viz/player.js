@@ -22,13 +22,14 @@ const CSS = `
 .pc-player input { flex: 1 1 160px; max-width: 420px; min-width: 100px; margin: 0 6px; accent-color: #2f8fd0; }
 .pc-player-count { min-width: 4.5em; font-variant-numeric: tabular-nums; }
 .pc-player-caption { min-height: 2.8em; max-width: 900px; margin: 6px 2px; }
+.pc-player-view { overflow-x: auto; }
 .pc-player-picture { width: 100%; }
 .pc-player-picture svg { display: block; max-width: 100%; height: auto; }
 .pc-player:focus-visible, .pc-player :focus-visible { outline: 3px solid #2f8fd0; outline-offset: -3px; }
 `;
 
 function render({ model, el }) {
-  const film = model.get("film"); // title, css, width, height, captions, pieces, frames: see player.py
+  const film = model.get("film"); // title, css, width, least_width, height, captions, pieces, frames: see player.py
   const last = film.frames.length - 1;
   const mine = `pc${Math.random().toString(36).slice(2, 10)}-`; // several players stand on a page: their ids must differ
   const stillness = window.matchMedia("(prefers-reduced-motion: reduce)");
@@ -56,9 +57,12 @@ function render({ model, el }) {
   const caption = element("div", { class: "pc-player-caption", "aria-live": "polite" });
   const picture = element("div", { class: "pc-player-picture" });
   picture.style.maxWidth = `${film.width}px`;
+  picture.style.minWidth = `${film.least_width}px`; // narrower, and its words could not be read
   picture.style.aspectRatio = `${film.width} / ${film.height}`; // of the largest frame: nothing jumps
+  const view = element("div", { class: "pc-player-view" }); // scrolls what is wider than the page
+  view.append(picture);
   controls.append(first, back, play, next, end, scrub, count);
-  root.append(style, controls, caption, picture);
+  root.append(style, controls, caption, view);
 
   function show(index) {
     frame = Math.min(Math.max(index, 0), last);

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from paged_core.viz.svg import PLAYER_STYLE, Svg
+from paged_core.viz.svg import LEAST_WIDTH, PLAYER_STYLE, Svg
 
 SOURCE = Path(__file__).with_name("player.js")
 
@@ -42,11 +42,13 @@ class Player:
     def film(self) -> dict[str, Any]:
         """All that the browser needs, as JSON can say it."""
         pictures = [picture for _, picture in self.frames]
+        width = max(picture.width for picture in pictures)
         pieces, runs = encode([picture.pieces() for picture in pictures])
         return {
             "title": self.title,
             "css": PLAYER_STYLE,
-            "width": max(picture.width for picture in pictures),
+            "width": width,
+            "least_width": min(width, LEAST_WIDTH),
             "height": max(picture.height for picture in pictures),
             "captions": [caption for caption, _ in self.frames],
             "pieces": pieces,
@@ -60,7 +62,8 @@ class Player:
         film = _in_script(json.dumps(self.film, ensure_ascii=False, separators=(",", ":")))
         name = f"pc-{sha256(film.encode()).hexdigest()[:12]}"  # how the script finds its picture
         return (
-            f'<div class="{name}">{picture.html}<p>{escape(caption)}</p></div>'
+            f'<div class="{name}">{picture.html}<p>{escape(caption)}</p>'
+            "<p><em>In JupyterLab, run this cell: then the picture steps.</em></p></div>"  # gone once it is alive
             f'<script type="module">\n{SOURCE.read_text(encoding="utf-8")}\n'
             f'comeAlive("{name}", {film}, {self.start});\n</script>'
         )

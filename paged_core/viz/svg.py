@@ -19,6 +19,7 @@ MONO = "ui-monospace, Menlo, 'DejaVu Sans Mono', monospace"
 SIZE = 16  # px: body text; never smaller than SMALL, for the back row
 SMALL = 13
 TITLE_HEIGHT = 44  # px: the drawing begins below this
+LEAST_WIDTH = 720  # px: a wide picture shrinks no further, so that SMALL stays legible
 
 _PATTERN_STROKES = {  # in a tile of 8 x 8 px; plain has none
     "rising": "M-2 2L2 -2M0 8L8 0M6 10L10 6",
@@ -73,9 +74,10 @@ class Svg:
 
     @property
     def html(self) -> str:
-        """The picture as an <img>, for text/html outputs and for widgets."""
+        """The picture as an <img>, for text/html outputs and for widgets. Where there is little room it is scrolled."""
         url = "data:image/svg+xml," + quote(str(self), safe=" '=:;/,()!@$*+-.?[]")
-        return f'<img alt="{escape(repr(self))}" src="{url}" style="max-width:100%;height:auto">'
+        style = f"max-width:100%;min-width:{_n(min(self.width, LEAST_WIDTH))}px;height:auto"
+        return f'<div style="overflow-x:auto"><img alt="{escape(repr(self))}" src="{url}" style="{style}"></div>'
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/html": self.html, "text/plain": repr(self)}
