@@ -490,6 +490,7 @@ def test_sliders_have_names_and_say_what_they_did(ran):
 @pytest.mark.parametrize("opened", ["05_attention_correctness"], indirect=True, scope="module")
 def test_a_saved_film_steps_when_its_kernel_is_gone(ran, lab, new_page):
     page = ran.page
+    page.locator(".jp-Notebook .pc-player").first.focus()  # it keeps arrows for itself, and leaves this to JupyterLab
     page.keyboard.press("Control+s")
     expect(page.locator(".jp-mod-dirty")).to_have_count(0)
     page.close()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paged_core.viz import Player, Svg, sequence_style
-from paged_core.viz.player import SOURCE, decode, encode
+from paged_core.viz.player import decode, encode, script
 from paged_core.viz.style import DARK, LIGHT
 from paged_core.viz.svg import PLAYER_STYLE
 
@@ -63,9 +63,9 @@ class Page(HTMLParser):
 
 def film_of(html):
     """(the class of the still picture, the film, the frame) that the script is called with."""
-    _, script = Page(html).only("script")
-    assert script.startswith(f"\n{SOURCE.read_text(encoding='utf-8')}")
-    call = script[script.rindex("\ncomeAlive(") :]
+    _, text = Page(html).only("script")
+    assert text.startswith(f"\n{script('player.js')}")
+    call = text[text.rindex("\ncomeAlive(") :]
     name, film, frame = re.fullmatch(r'\ncomeAlive\("([\w-]+)", (\{.*\}), (\d+)\);\n', call).groups()
     return name, json.loads(film), int(frame)
 
@@ -129,7 +129,7 @@ def test_the_widget_runs_the_same_module_on_the_same_film(player):
     widget = player.widget
     assert widget is player.widget
     state = widget.get_state()
-    assert state["_esm"] == SOURCE.read_text(encoding="utf-8")
+    assert state["_esm"] == script("player.js")
     assert state["film"] == player.film and state["frame"] == 3
     widget.frame = 5
     assert widget.get_state(["frame"]) == {"frame": 5}
@@ -173,16 +173,18 @@ def test_no_frames_or_no_such_frame_are_refused(frames, start, words):
         Player([("Look.", picture(i)) for i in frames], title="Cells", start=start)
 
 
-def test_the_module_asks_the_network_for_nothing():
-    text = SOURCE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["player.js", "slider.js"])
+def test_the_module_asks_the_network_for_nothing(name):
+    text = script(name)
     assert not re.search(r"\b(import|require|fetch|XMLHttpRequest|WebSocket)\b|https?:", re.sub(r"//.*", "", text))
     assert len(re.findall(r"^export default \{ render \};$", text, re.M)) == 1
     assert "</" not in re.sub(r"</(svg|path)>", "", text)  # inlined, it must not end its script
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_the_module_parses(tmp_path):
-    copy = tmp_path / "player.mjs"
-    shutil.copy(SOURCE, copy)
+@pytest.mark.parametrize("name", ["player.js", "slider.js"])
+def test_the_module_parses(tmp_path, name):
+    copy = tmp_path / "module.mjs"
+    copy.write_text(script(name), encoding="utf-8")
     done = subprocess.run(["node", "--check", copy], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from html import escape
-from pathlib import Path
 from typing import Any
 
+from paged_core.viz.player import script
 from paged_core.viz.svg import Svg
 
-SOURCE = Path(__file__).with_name("slider.js")
 _CSS = """
 .pc-slider, .pc-slider label { display: flex; align-items: center; gap: 8px; }
 .pc-slider label { flex: 1; }
@@ -62,7 +61,7 @@ def _slider_class() -> type:
     from anywidget import AnyWidget
 
     class Slider(AnyWidget):
-        _esm = SOURCE.read_text(encoding="utf-8")
+        _esm = script("slider.js")
         _css = _CSS
         description = traitlets.Unicode().tag(sync=True)
         value = traitlets.Int().tag(sync=True)

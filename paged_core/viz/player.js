@@ -42,8 +42,8 @@ function render({ model, el }) {
     "aria-label": film.title,
     tabindex: "0",
     "data-frames": film.frames.length,
-    "data-lm-suppress-shortcuts": "true", // JupyterLab would take the arrow keys for itself
   });
+  keepKeys(root);
   const style = element("style");
   style.textContent = CSS + film.css;
   const controls = element("div", { class: "pc-player-controls" });

@@ -16,7 +16,10 @@ from typing import Any
 
 from paged_core.viz.svg import LEAST_WIDTH, PLAYER_STYLE, Svg
 
-SOURCE = Path(__file__).with_name("player.js")
+
+def script(name: str) -> str:
+    """A script of this folder as a module by itself: after what they all use."""
+    return "".join(Path(__file__).with_name(file).read_text(encoding="utf-8") for file in ("keys.js", name))
 
 
 class Player:
@@ -64,7 +67,7 @@ class Player:
         return (
             f'<div class="{name}">{picture.html}<p>{escape(caption)}</p>'
             "<p><em>In JupyterLab, run this cell: then the picture steps.</em></p></div>"  # gone once it is alive
-            f'<script type="module">\n{SOURCE.read_text(encoding="utf-8")}\n'
+            f'<script type="module">\n{script("player.js")}\n'
             f'comeAlive("{name}", {film}, {self.start});\n</script>'
         )
 
@@ -119,7 +122,7 @@ def _widget_class() -> type:
     from anywidget import AnyWidget
 
     class LivePlayer(AnyWidget):
-        _esm = SOURCE.read_text(encoding="utf-8")
+        _esm = script("player.js")
         film = traitlets.Dict().tag(sync=True)
         frame = traitlets.Int(0).tag(sync=True)
 

@@ -6,7 +6,7 @@ function render({ model, el }) {
   const input = document.createElement("input");
   const count = document.createElement("span");
   input.type = "range";
-  input.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys for itself
+  keepKeys(input);
   count.ariaHidden = "true"; // the slider itself has said it
   label.append(words, input);
   el.classList.add("pc-slider");
