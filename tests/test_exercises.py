@@ -297,6 +297,7 @@ def test_the_smallest_case_is_told_in_figures():
         ("return object()", "<object object>"),  # without its address: the same in every run
         ("return [i for i in iter(lambda: 0, 1)]", "no end after 1,000,000 steps"),
         ("yield 1", "a generator, not what it yields"),
+        ("return None if sum(ref_counts) else '0'", "expected  0\n  got       '0'"),  # the right number, as a string
         ("blocks.append(blocks); return blocks", "RecursionError"),
     ],
 )

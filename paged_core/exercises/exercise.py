@@ -96,6 +96,12 @@ class Failure:
     __repr__ = __str__
 
 
+class Quoted(str):
+    """A string that an answer gave: it is told with its quotation marks, for '8' is not 8."""
+
+    __str__ = str.__repr__
+
+
 class Verdict:
     """What is to be said of an answer; `error` is what `check` raises, None when it is right."""
 
@@ -205,6 +211,8 @@ class _Stopped(BaseException):
 
 def plain(value: Any) -> Any:
     """`value` as Python's own lists and numbers, so that an array or a tuple with the right contents is right."""
+    if isinstance(value, str):
+        return Quoted(value)
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     if hasattr(value, "tolist") and not isinstance(value, type):  # NumPy's and MLX's arrays and numbers
@@ -216,7 +224,7 @@ def same(expected: Any, got: Any) -> bool:
     """Equal, and of the same kind: True is not 1, and 2.0 is no block id."""
     if isinstance(expected, list):
         return isinstance(got, list) and len(got) == len(expected) and all(map(same, expected, got))
-    return type(got) is type(expected) and got == expected
+    return (isinstance(got, str) if isinstance(expected, str) else type(got) is type(expected)) and got == expected
 
 
 def close(expected: Any, got: Any, relative: float = 1e-9) -> bool:

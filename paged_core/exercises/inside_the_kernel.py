@@ -10,9 +10,10 @@ import numpy as np
 from paged_core.cases import PagedCase, paged_case, to_numpy
 from paged_core.executors.trace import Trace
 from paged_core.exercises.exercise import Exercise, Trial, trial
-from paged_core.exercises.metal import Passage, counted, run, sequences, traced
+from paged_core.exercises.metal import Passage, run, sequences, traced
 from paged_core.viz.answers import Input
 from paged_core.viz.style import sequence_style
+from paged_core.viz.words import counted
 
 RESCALE = Passage(
     "const float rescale = exp(top[h] - tile_top);", "      UNROLL_ON_GPU for (int j = 0; j < KEYS; ++j) s[h]"
@@ -48,7 +49,7 @@ def _where_read(tried: Trial, case: PagedCase, seen: Trace, i: int) -> Trial:
     got: Any = (loads["index"] // HEAD_DIM)[:: HEAD_DIM // 32].tolist()[: seq.len]
     if got == expected:
         return tried  # K is right: then it is V
-    given = f"a sequence of {counted(seq.len)} in blocks {seq.blocks}, block_size {seq.block_size}"
+    given = f"a sequence of {counted(seq.len, 'token')} in blocks {seq.blocks}, block_size {seq.block_size}"
     inputs = [Input("blocks", seq.blocks, lambda _: sequence_style(i))]
     return trial(given, "slots read, by position", expected, got, inputs=inputs)
 

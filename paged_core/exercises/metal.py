@@ -17,6 +17,7 @@ from paged_core.executors.source import files
 from paged_core.executors.trace import Trace
 from paged_core.exercises.exercise import Trial, trial
 from paged_core.viz.answers import Row, compared
+from paged_core.viz.words import counted
 
 SECONDS = 10.0  # that the kernels of one trial may run
 _DIMS = 3  # of a head that are shown
@@ -70,11 +71,8 @@ def sequences(case: PagedCase, output: NDArray[np.float64] | KernelError, facts:
         expected, got = ([f"{value:.3g}" for value in values] for values in seen)
         if expected == got and not right:  # by less than three digits tell
             expected, got = ([f"{value:.9g}" for value in values] for values in seen)
-        where = f"{counted(tokens)}: query head {head}, dims {first} to {first + _DIMS - 1}"
-        rows.append(Row(counted(tokens), "right", "right") if right else Row(where, expected, got))
-        given = f"a sequence of {counted(tokens)}; {facts}"
+        long = counted(tokens, "token")
+        where = f"{long}: query head {head}, dims {first} to {first + _DIMS - 1}"
+        rows.append(Row(long, "right", "right") if right else Row(where, expected, got))
+        given = f"a sequence of {long}; {facts}"
         yield i, Trial(given, expected, got, right, partial(compared, rows[:], given=given))
-
-
-def counted(tokens: int) -> str:
-    return "1 token" if tokens == 1 else f"{tokens} tokens"

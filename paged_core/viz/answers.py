@@ -121,8 +121,8 @@ def grids(
 
 
 def written(thing: Any, most: int = 150) -> str:
-    """In a line of text, cut where it is long. A string has quotation marks: '8' is not 8."""
-    words = repr(thing) if isinstance(thing, str) else str(thing)
+    """In a line of text, cut where it is long."""
+    words = str(thing)
     if isinstance(thing, float):
         words = f"{thing:.6g}" if thing % 1 else f"{thing:.1f}"  # 8.0 is not 8
     elif isinstance(thing, list):
