@@ -389,7 +389,10 @@ def ran(opened):
 
 
 def wait_for_kernel(page):
+    """Until it says itself that it is idle. The toolbar's sign is idle before there is a kernel, too, and Run All Cells
+    is then without effect."""
     page.locator('.jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
+    expect(page.locator(".jp-StatusBar-TextItem", has_text="| Idle")).to_be_visible()
 
 
 def pictures_of(saved):
@@ -492,7 +495,7 @@ def test_a_saved_film_steps_when_its_kernel_is_gone(ran, lab, new_page):
     page = ran.page
     page.locator(".jp-Notebook .pc-player").first.focus()  # it keeps arrows for itself, and leaves this to JupyterLab
     page.keyboard.press("Control+s")
-    expect(page.locator(".jp-mod-dirty")).to_have_count(0)
+    expect(page.locator(".jp-mod-dirty")).to_have_count(0, timeout=60_000)  # after 120 s JupyterLab saves by itself
     page.close()
     api, asked = new_page().request, {"headers": {"Authorization": f"token {TOKEN}"}}
     for session in api.get(f"{lab}/api/sessions", **asked).json():

@@ -2,10 +2,8 @@
 
 // JupyterLab would take arrows and Space for itself. With Ctrl or Command held it may: Ctrl+S is to save, wherever one is.
 function keepKeys(element) {
-  element.dataset.lmSuppressShortcuts = "true";
-  for (const type of ["keydown", "keyup"])
-    element.addEventListener(type, (event) => {
-      element.dataset.lmSuppressShortcuts = String(!(event.ctrlKey || event.metaKey));
-    });
+  const keep = (event) => element.toggleAttribute("data-lm-suppress-shortcuts", !(event?.ctrlKey || event?.metaKey));
+  for (const type of ["focusin", "keydown", "keyup"]) element.addEventListener(type, keep);
+  keep();
 }
 
