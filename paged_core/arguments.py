@@ -23,10 +23,10 @@ def check_shape(name: str, x: mx.array, expected: tuple[int | str, ...]) -> None
     raise ValueError(f"{name}: expected shape [{', '.join(map(str, expected))}], got {list(shape)}")
 
 
-def check_dtype(name: str, x: mx.array, expected: mx.Dtype) -> None:
-    """TypeError for an array of another dtype than `expected`."""
+def check_dtype(name: str, x: mx.array, expected: mx.Dtype, words: str = "dtype") -> None:
+    """TypeError for an array of another dtype than `expected`; `words` say whose that is."""
     if x.dtype != expected:
-        raise TypeError(f"{name}: expected dtype {expected}, got {x.dtype}")
+        raise TypeError(f"{name}: expected {words} {expected}, got {x.dtype}")
 
 
 def check_pool_dtype(name: str, dtype: mx.Dtype) -> None:

@@ -135,8 +135,7 @@ def checked_call(
     for name, pool in (("k_pool", k_pool), ("v_pool", v_pool)):
         if not isinstance(pool, mx.array):
             raise TypeError(f"{name}: expected an mlx array, got {type(pool).__name__}")
-        if pool.dtype != q.dtype:
-            raise TypeError(f"{name}: expected q's dtype {q.dtype}, got {pool.dtype}")
+        check_dtype(name, pool, q.dtype, "q's dtype")
     geometry = layout.geometry(k_pool.shape, v_pool.shape, q.dtype.size)
     if head_dim != geometry.head_dim:
         raise ValueError(f"q: expected the pool's head_dim {geometry.head_dim}, got {head_dim}")

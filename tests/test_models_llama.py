@@ -389,7 +389,8 @@ def test_sliding_windows_are_read_as_each_family_means_them():
     def windows(**config):
         return LlamaConfig.from_dict(LLAMA | {"num_hidden_layers": 3, "sliding_window": 8} | config).sliding_windows
 
-    assert windows() == (None, None, None)
+    assert windows() == windows(sliding_window=0) == (None, None, None)
+    assert windows(model_type="qwen2", use_sliding_window=False, sliding_window=-1) == (None, None, None)
     assert windows(model_type="mistral") == (8, 8, 8)
     assert windows(model_type="qwen2", use_sliding_window=False) == (None, None, None)
     assert windows(model_type="qwen2", use_sliding_window=True, max_window_layers=2) == (None, None, 8)

@@ -89,9 +89,7 @@ class LlamaConfig:
             rope_theta=number("rope_theta", finite, 10_000.0),
             max_positions=number("max_position_embeddings", default=2048),
             rope_scaling=scaling,
-            sliding_windows=_sliding_windows(
-                config, num_layers, number("sliding_window") if "sliding_window" in config else None
-            ),
+            sliding_windows=_sliding_windows(config, num_layers, number),
             stop_tokens=_stop_tokens(config.get("eos_token_id", [])),
             tied=config.get("tie_word_embeddings", False),
             qkv_bias=attention_bias or family == "qwen2",
@@ -101,18 +99,20 @@ class LlamaConfig:
         )
 
 
-def _sliding_windows(config: Mapping[str, Any], num_layers: int, window: int | None) -> tuple[int | None, ...]:
+def _sliding_windows(config: Mapping[str, Any], num_layers: int, number: Callable) -> tuple[int | None, ...]:
     family = config["model_type"]
     qwen = family.startswith("qwen")
-    if window is None or not config.get("use_sliding_window", not qwen):
+    if "sliding_window" not in config or not config.get("use_sliding_window", not qwen):
         return (None,) * num_layers
     if kinds := config.get("layer_types"):
         if len(kinds) != num_layers or not set(kinds) <= set(KINDS):
             raise CheckpointError(f"layer_types: expected {num_layers} of {', '.join(KINDS)}, got {kinds}")
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-    # Qwen: the layers before this one see everything. Llama: all do.
-    first = config.get("max_window_layers", 28) if qwen else 0 if family == "mistral" else num_layers
-    return tuple(window if layer >= first else None for layer in range(num_layers))
+        slides = [kind == "sliding_attention" for kind in kinds]
+    else:  # Qwen: the layers before this one see everything. Llama: all do.
+        first = config.get("max_window_layers", 28) if qwen else 0 if family == "mistral" else num_layers
+        slides = [layer >= first for layer in range(num_layers)]
+    window = number("sliding_window") if any(slides) else None  # where no layer slides, whatever it says
+    return tuple(window if one else None for one in slides)
 
 
 def _not_negative(name: str, value: float) -> float:
